@@ -121,8 +121,9 @@ fn operators_compute_in_every_type_that_they_take() {
             let g = graph_of(op, &case_inputs(case));
             let node = g.outputs()[0].value.node;
             let lowered = g.io_of(node).map(|io| op.lower(&io));
-            // A recurrence is a loop around a product.
-            let called = matches!(lowered, Some(Ok(Lowered::Call(_)))) || matches!(op, Op::Recurrence(_));
+            // A recurrence is a loop around a product, and sketches are products.
+            let called = matches!(lowered, Some(Ok(Lowered::Call(_))))
+                || matches!(op, Op::Recurrence(_) | Op::Sketch(_));
             op.name() == name && called
         })
     };

@@ -27,6 +27,7 @@ const TEXTS: &[&str] = &[
     "differentiate{output = \"the loss\", by = [w, \"fc.weight left\", \"a, b\"]}",
     "draw-signs",
     "expand-recurrences",
+    "expand-sketches",
     "fold-constants",
     "fold-constants{max-growth-bytes = 1, max-flops = 2, max-total-growth-bytes = 3, max-total-flops = 4}",
     "fold-scales",

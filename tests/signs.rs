@@ -242,3 +242,46 @@ fn kernels_of_one_tap_are_drawn() {
         assert_eq!(compiled.report.bytes_after, 4 * 9 * 16 * 32);
     }
 }
+
+/// Calls of a program that draw signs.
+fn drawing_calls(g: &Graph, rows: i64, backend: &dyn Backend) -> usize {
+    let bound = of_rows(g, rows, backend);
+    let program = margay_lower::lower(&bound, backend).unwrap_or_else(|e| panic!("{e}"));
+    let draws = |step: &margay_loops::Step| match &step.work {
+        margay_loops::Work::Call { call: margay_loops::KernelCall::MatMul(call), .. } => {
+            call.types.right.signs.is_some()
+        }
+        _ => false,
+    };
+    program.steps().filter(|(_, step)| draws(step)).count()
+}
+
+/// Sixteen columns of signs fill a panel of their own, and are multiplied beside as many numbers that fill another.
+#[test]
+fn signs_that_take_longer_to_draw_than_to_read_are_stored() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let backend = backend::named("cpu", "x86-64-v4", Precision::F32).unwrap();
+    let layer = |terms, rank| Layer { inputs: 1024, outputs: 1024, terms, rank };
+    for (terms, rank, rows, drawn) in
+        [(1, 16, 1, 1), (1, 16, 64, 1), (1, 64, 1, 2), (1, 64, 256, 2), (2, 16, 1, 2), (3, 64, 16, 2)]
+    {
+        let g = layer(terms, rank).compiled(&[rows], Precision::F32).graph;
+        assert_eq!(drawing_calls(&g, rows, &*backend), drawn, "{terms} x {rank}, {rows} rows");
+    }
+    // A file with both kinds has the graph that it was made from, and numbers beside signs once.
+    let layer = layer(1, 16);
+    let compiled = layer.compiled(&[4], Precision::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("both.margay");
+    compiled.write(&path, false, &mut Dump::none()).unwrap();
+    let artifact = Artifact::open(&path).unwrap();
+    let again = open_artifact_graph(&artifact).unwrap();
+    assert_eq!(again.to_string(), compiled.graph.to_string());
+    let x = normal(&[4, layer.inputs], 3, 1);
+    let values = |g: &Graph| eval::run(&of_rows(g, 4, &*backend), &[("x", &x)]).unwrap().swap_remove(0);
+    assert_eq!(values(&again), values(&compiled.graph));
+    let [numbers, _] = layer.bytes();
+    assert_eq!(compiled.report.bytes_after, numbers);
+    let bytes: usize = artifact.description().constants.iter().map(|c| c.range.len()).sum();
+    assert_eq!(bytes as u64, numbers);
+}

@@ -11,6 +11,7 @@ mod bind_dims;
 mod differentiate;
 mod draw_signs;
 mod expand_recurrences;
+mod expand_sketches;
 mod fold_constants;
 mod fold_scales;
 mod make_trainable;
@@ -40,6 +41,7 @@ pub use bind_dims::BindDims;
 pub use differentiate::{Differentiate, gradients};
 pub use draw_signs::DrawSigns;
 pub use expand_recurrences::ExpandRecurrences;
+pub use expand_sketches::ExpandSketches;
 pub use fold_constants::FoldConstants;
 pub use fold_scales::FoldScales;
 pub use make_trainable::{

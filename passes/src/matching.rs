@@ -1,7 +1,8 @@
 //! Small questions that several recognizers ask.
 
-use margay_ir::ops::Numbers;
+use margay_ir::ops::{Numbers, Range};
 use margay_ir::{Graph, Op, Value};
+use margay_tensor::{Dim, Element};
 
 /// The value of a constant of one element; of an f32, the shortest decimal that rounds to it.
 pub(crate) fn scalar(g: &Graph, v: Value) -> Option<f64> {
@@ -48,4 +49,81 @@ pub(crate) fn factors(g: &Graph, root: Value) -> (Vec<Value>, f64) {
         }
     }
     (out, constant)
+}
+
+/// Whether a constant is shared by all heads and tells the keys that each query of the scores sees from the others.
+pub(crate) fn is_triangle<T: Element>(
+    g: &Graph,
+    mask: Value,
+    scores: Value,
+    seen: impl Fn(T) -> bool,
+    hidden: impl Fn(T) -> bool,
+) -> bool {
+    let extents: Vec<_> = g.ty(scores).shape.iter().map(Dim::as_extent).collect();
+    let [.., Some(queries), Some(keys)] = extents[..] else { return false };
+    let Some(tensor) = g.constant(mask).map(|c| c.tensor()) else { return false };
+    let (shape, Ok(elements)) = (tensor.shape(), tensor.as_slice::<T>()) else { return false };
+    let fits = shape.ends_with(&[queries, keys]) && elements.len() == queries * keys;
+    fits && keys >= queries
+        && elements.iter().enumerate().all(|(at, &x)| {
+            let (query, key) = (at / keys, at % keys);
+            if key <= query + keys - queries { seen(x) } else { hidden(x) }
+        })
+}
+
+/// Whether a test holds for the keys j <= i + T - S of query i of scores `[…, S, T]`, of at least as many keys as queries, and
+/// for no others; `false` if it holds for all others instead. It is a constant, or compares positions. `None` for other tests.
+pub(crate) fn sees_earlier(g: &Graph, test: Value, scores: Value) -> Option<bool> {
+    let constant = |holds: bool| {
+        let seen = |x: u8| (x != 0) == holds;
+        is_triangle::<u8>(g, test, scores, seen, |x| !seen(x))
+    };
+    [true, false].into_iter().find(|&holds| constant(holds)).or_else(|| compares_positions(g, test, scores))
+}
+
+/// As [`sees_earlier`], of a test that compares positions of keys with those of queries.
+fn compares_positions(g: &Graph, test: Value, scores: Value) -> Option<bool> {
+    let [.., queries, keys] = &g.ty(scores).shape[..] else { return None };
+    let strict = match g.op(test.node) {
+        Op::Less(_) => true,
+        Op::LessOrEqual(_) => false,
+        _ => return None,
+    };
+    let [left, right] = both_orders(g, test)[0];
+    // Positions along an axis from the end on, as many as there are; what is added to the first of them.
+    let first =
+        |v, axis, count: &Dim| positions(g, v, axis).filter(|(_, n)| n == count).map(|(first, _)| first);
+    let seen = |key, query| Some((first(key, 0, keys)?, first(query, 1, queries)?));
+    let one = Dim::from(1usize);
+    // The last key that query 0 sees is at `last`.
+    let (holds, last) = match (seen(left, right), seen(right, left)) {
+        (Some((key, query)), _) if strict => (true, &(&query - &key) - &one),
+        (Some((key, query)), _) => (true, &query - &key),
+        (_, Some((key, query))) if strict => (false, &query - &key),
+        (_, Some((key, query))) => (false, &(&query - &key) - &one),
+        (None, None) => return None,
+    };
+    let enough = queries == keys || queries.as_extent()? <= keys.as_extent()?;
+    (enough && last == keys - queries).then_some(holds)
+}
+
+/// The first of consecutive integers along an axis, counted from the last one, and their number; other axes have an extent of 1.
+fn positions(g: &Graph, v: Value, axis: usize) -> Option<(Dim, Dim)> {
+    let shape = &g.ty(v).shape;
+    let at = shape.len().checked_sub(axis + 1)?;
+    if shape.iter().enumerate().any(|(i, d)| i != at && !d.is(1)) {
+        return None;
+    }
+    let count = shape[at].clone();
+    let mut v = v;
+    while let Op::Reshape(_) = g.op(v.node) {
+        v = g.inputs_of(v.node)[0];
+    }
+    if let Op::Range(Range { start, step: 1, .. }) = g.op(v.node) {
+        return Some((start.clone(), count));
+    }
+    let numbers = Numbers::of(g.constant(v)?.tensor()).ok()?.floats();
+    let first = *numbers.first()?;
+    let consecutive = numbers.iter().enumerate().all(|(i, x)| *x == first + i as f64);
+    (consecutive && first.abs() < f64::from(u32::MAX)).then(|| (Dim::from(first as i64), count))
 }

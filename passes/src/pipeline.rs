@@ -9,9 +9,10 @@ use margay_loops::Preferences;
 use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, ExpandRecurrences, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention,
-    RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention,
-    RecognizePiecewise, RecognizeSilu, RemoveDead, RemoveDropout, Simplify, read_pass,
+    AssignLayout, ExpandRecurrences, ExpandSketches, Files, FoldConstants, FoldScales, MergeDuplicates,
+    RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm,
+    RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, RemoveDead, RemoveDropout, Simplify,
+    read_pass,
 };
 
 /// One entry of a pipeline.
@@ -181,6 +182,7 @@ impl Pipeline {
     pub fn bind(binding: &margay_tensor::Binding, preferences: &Preferences) -> Pipeline {
         // Before symbols have values, like all passes that look for patterns; behind sketches, which are of numbers.
         let mut items = vec![
+            PipelineItem::Run(Box::new(ExpandSketches)),
             PipelineItem::Run(Box::new(ExpandRecurrences)),
             PipelineItem::Run(Box::new(RecognizeIntegerProducts)),
         ];

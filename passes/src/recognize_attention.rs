@@ -2,7 +2,8 @@
 //! are a part of the batch, as torch writes its layer `MultiheadAttention` when it is asked for probabilities.
 //!
 //! A constant that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
-//! attention causal: an addend of 0 where a key is seen, or a choice of the score there, and elsewhere -∞ or, without
+//! attention causal: an addend of 0 where a key is seen, or a choice of the score there, for which positions that are compared
+//! are as good, and elsewhere -∞ or, without
 //! another mask, a number of at most -10⁹. The exponential of what is hidden is then 0 in f32, provided that no score is
 //! 10⁹ below another; a NaN or +∞ that is hidden no longer spoils its row.
 //!
@@ -37,9 +38,9 @@ use margay_ir::{
     AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
     Payload, Value, Verdict,
 };
-use margay_tensor::{Dim, Element};
+use margay_tensor::Dim;
 
-use crate::matching::{both_orders, factors, scalar};
+use crate::matching::{both_orders, factors, is_triangle, scalar, sees_earlier};
 
 /// Finds attention.
 #[derive(Clone, Copy, Debug, Default)]
@@ -213,36 +214,12 @@ fn without_future(g: &Graph, v: Value) -> Option<(usize, bool)> {
         }),
         Op::Select(_) => {
             let inputs = g.inputs_of(v.node);
-            let (test, options) = (inputs[0], [inputs[2], inputs[1]]);
-            options.into_iter().enumerate().find_map(|(swapped, other)| {
-                let hidden = scalar(g, other).filter(|x| hides(*x as f32))?;
-                let seen = |x: u8| (x != 0) == (swapped == 0);
-                let triangle = is_triangle::<u8>(g, test, v, seen, |x| !seen(x));
-                triangle.then_some((1 + swapped, hidden.is_finite()))
-            })
+            let (scores, other) = if sees_earlier(g, inputs[0], v)? { (1, 2) } else { (2, 1) };
+            let hidden = scalar(g, inputs[other]).filter(|x| hides(*x as f32))?;
+            Some((scores, hidden.is_finite()))
         }
         _ => None,
     }
-}
-
-/// Whether a constant is shared by all heads and tells the keys that each query of the scores sees from the others.
-fn is_triangle<T: Element>(
-    g: &Graph,
-    mask: Value,
-    scores: Value,
-    seen: impl Fn(T) -> bool,
-    hidden: impl Fn(T) -> bool,
-) -> bool {
-    let extents: Vec<_> = g.ty(scores).shape.iter().map(Dim::as_extent).collect();
-    let [.., Some(queries), Some(keys)] = extents[..] else { return false };
-    let Some(tensor) = g.constant(mask).map(|c| c.tensor()) else { return false };
-    let (shape, Ok(elements)) = (tensor.shape(), tensor.as_slice::<T>()) else { return false };
-    let fits = shape.ends_with(&[queries, keys]) && elements.len() == queries * keys;
-    fits && keys >= queries
-        && elements.iter().enumerate().all(|(at, &x)| {
-            let (query, key) = (at / keys, at % keys);
-            if key <= query + keys - queries { seen(x) } else { hidden(x) }
-        })
 }
 
 /// What is left of queries or keys when a number they are multiplied by is taken out, and the number.

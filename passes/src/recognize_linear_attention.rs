@@ -3,8 +3,11 @@
 //! The sum of the keys may be taken before or after they are transposed, with or without its axis of 1, and the
 //! denominator may be a product of matrices or a sum of products. What the features φ are does not matter.
 //!
-//! Required stage: imported. Declines when the product of keys and values, the numerator or the denominator is read by
-//! somebody else.
+//! The causal form is written as weights of all pairs, `φq φkᵀ` with 0 for later keys, by a choice or by a product with ones and
+//! zeros; their product with the values is divided by their sums. Lengths may be open where positions are compared.
+//!
+//! Required stage: imported. Declines when the product of keys and values, the weights, the numerator or the denominator is
+//! read by somebody else.
 //!
 //! ```text
 //! graph @before(%q: f32[B, 2, S, 6], %k: f32[B, 2, S, 6], %v: f32[B, 2, S, 4]) -> (y: f32[B, 2, S, 4]) {
@@ -31,7 +34,7 @@ use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
 };
 
-use crate::matching::{both_orders, scalar};
+use crate::matching::{both_orders, is_number, is_triangle, scalar, sees_earlier};
 
 /// Finds linear attention.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,11 +54,15 @@ impl Pass for RecognizeLinearAttention {
     }
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
-        rewrite(self.name(), g, cx, self, &[Rule { name: "linear-attention-from-products", apply }])
+        let rules = [
+            Rule { name: "linear-attention-from-products", apply: whole },
+            Rule { name: "causal-linear-attention-from-weights", apply: causal },
+        ];
+        rewrite(self.name(), g, cx, self, &rules)
     }
 }
 
-fn apply(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
+fn whole(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
     let Op::Div(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let [numerator, denominator] = both_orders(g, n.into())[0];
     let Some([q, products]) = product(g, numerator) else { return Ok(Verdict::NoMatch) };
@@ -65,32 +72,100 @@ fn apply(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
     if !four || !is_sum_of_weights(g, sums, q, kt) {
         return Ok(Verdict::NoMatch);
     }
-    for (what, value) in [("product of keys and values", products), ("numerator", numerator), ("sum", sums)] {
-        if g.sole_user(value).is_none() {
-            let readers = g.users_of(value).len() + usize::from(g.is_output(value));
-            return Ok(Verdict::Declined(format!("the {what} of linear attention has {readers} readers")));
-        }
+    let read = [("product of keys and values", products, 1), ("numerator", numerator, 1), ("sum", sums, 1)];
+    match others_read(g, &read) {
+        Some(declined) => Ok(declined),
+        None => linear(g, [n, products.node], [q, kt, v], false, epsilon),
+    }
+}
+
+fn causal(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
+    let Op::Div(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let [numerator, denominator] = both_orders(g, n.into())[0];
+    let Some([weights, v]) = product(g, numerator) else { return Ok(Verdict::NoMatch) };
+    let (sums, epsilon) = with_epsilon(g, denominator);
+    let Some(products) = unmasked(g, weights) else { return Ok(Verdict::NoMatch) };
+    let Some([q, kt]) = product(g, products) else { return Ok(Verdict::NoMatch) };
+    let four = [q, kt, v, sums].iter().all(|&x| g.ty(x).ndim() == 4);
+    if !four || g.ty(q).shape[2] != g.ty(kt).shape[3] || !is_sum_of_rows(g, sums, weights) {
+        return Ok(Verdict::NoMatch);
+    }
+    let read = [
+        ("product of queries and keys", products, 1),
+        ("matrix of weights", weights, 2),
+        ("numerator", numerator, 1),
+        ("sum", sums, 1),
+    ];
+    match others_read(g, &read) {
+        Some(declined) => Ok(declined),
+        None => linear(g, [n, products.node], [q, kt, v], true, epsilon),
+    }
+}
+
+/// Says of the first value that somebody else reads how many read it; each has as many readers as it should.
+fn others_read(g: &Graph, values: &[(&str, Value, usize)]) -> Option<Verdict> {
+    values.iter().find_map(|&(what, value, expected)| {
+        let readers = g.users_of(value).len() + usize::from(g.is_output(value));
+        (readers != expected || g.is_output(value))
+            .then(|| Verdict::Declined(format!("the {what} of linear attention has {readers} readers")))
+    })
+}
+
+/// The operator in place of a quotient; the second node is the one that reads the transposed keys.
+fn linear(
+    g: &Graph,
+    [n, reader]: [NodeId; 2],
+    [q, kt, v]: [Value; 3],
+    causal: bool,
+    epsilon: f64,
+) -> RuleResult {
+    // Extents that broadcast are no attention.
+    let heads = |x: Value| g.ty(x).shape[..2].to_vec();
+    if heads(q) != heads(kt) || heads(q) != heads(v) {
+        return Ok(Verdict::NoMatch);
     }
     let mut patch = Patch::new();
     let k = match transposed(g, kt) {
         Some(k) => k,
         None => {
             let swap = Transpose { perm: vec![0, 1, 3, 2] };
-            patch.add(g, swap, &[kt], g.node(products.node).origin.clone())?
+            patch.add(g, swap, &[kt], g.node(reader).origin.clone())?
         }
     };
-    let op = LinearAttention { causal: false, epsilon: Bits::new(epsilon) };
-    // Extents that broadcast are no attention.
-    let heads = |x: Value| g.ty(x).shape[..2].to_vec();
-    if heads(q) != heads(kt) || heads(q) != heads(v) {
-        return Ok(Verdict::NoMatch);
-    }
+    let op = LinearAttention { causal, epsilon: Bits::new(epsilon) };
     let new = patch.add(g, op, &[q, k, v], g.node(n).origin.clone())?;
     if patch.ty(g, new) != g.ty(n.into()) {
         return Ok(Verdict::NoMatch);
     }
     patch.redirect(n.into(), new);
     Ok(Verdict::Rewrite(patch))
+}
+
+/// The products of queries and keys, of weights that are 0 for later keys.
+fn unmasked(g: &Graph, weights: Value) -> Option<Value> {
+    let inputs = g.inputs_of(weights.node);
+    let products = match g.op(weights.node) {
+        Op::Select(_) => {
+            let (products, other) = if sees_earlier(g, inputs[0], weights)? { (1, 2) } else { (2, 1) };
+            is_number(g, inputs[other], 0.0).then_some(inputs[products])
+        }
+        Op::Mul(_) => both_orders(g, weights).into_iter().find_map(|[products, mask]| {
+            let of_numbers = is_triangle::<f32>(g, mask, weights, |x| x == 1.0, |x| x == 0.0);
+            let of_tests = || {
+                matches!(g.op(mask.node), Op::Cast(_))
+                    && sees_earlier(g, g.inputs_of(mask.node)[0], weights) == Some(true)
+            };
+            (of_numbers || of_tests()).then_some(products)
+        }),
+        _ => None,
+    }?;
+    (g.ty(products) == g.ty(weights)).then_some(products)
+}
+
+/// Whether a value `[B, H, S, 1]` holds the sums of weights over their last axis.
+fn is_sum_of_rows(g: &Graph, v: Value, weights: Value) -> bool {
+    let summed = if is_reshape_by_ones(g, v) { g.inputs_of(v.node)[0] } else { v };
+    g.ty(v).shape[3].is(1) && matches!(sum(g, summed), Some((x, 3, _)) if x == weights)
 }
 
 /// The operands of a matrix product.

@@ -8,8 +8,8 @@ use margay_ir::Pass;
 use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
-    ApplyPlan, AssignLayout, BindDims, Differentiate, DrawSigns, ExpandRecurrences, FoldConstants,
-    FoldScales, MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu,
+    ApplyPlan, AssignLayout, BindDims, Differentiate, DrawSigns, ExpandRecurrences, ExpandSketches,
+    FoldConstants, FoldScales, MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu,
     RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
     RecognizeSilu, Recompute, RemoveDead, RemoveDropout, RoundOperands, Simplify, StoreConstants,
 };
@@ -36,6 +36,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "differentiate", read: |text, _| boxed(Differentiate::read(text)) },
     PassEntry { name: "draw-signs", read: |text, _| plain(text, DrawSigns) },
     PassEntry { name: "expand-recurrences", read: |text, _| plain(text, ExpandRecurrences) },
+    PassEntry { name: "expand-sketches", read: |text, _| plain(text, ExpandSketches) },
     PassEntry { name: "fold-constants", read: |text, _| boxed(FoldConstants::read(text)) },
     PassEntry { name: "fold-scales", read: |text, _| plain(text, FoldScales) },
     PassEntry { name: "make-trainable", read: |text, _| boxed(MakeTrainable::read(text)) },

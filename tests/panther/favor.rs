@@ -403,3 +403,55 @@ fn fitted_directions_are_nearer_to_exact_attention() {
         assert!(fitted < 0.8 * plain && many < 0.05 * fitted, "{shared} {causal}: {plain} {fitted} {many}");
     }
 }
+
+/// Features are what linear attention multiplies: none is below 0, and no weight is 0.
+#[test]
+fn features_are_not_negative() {
+    for (s, causal) in kinds().into_iter().flat_map(|s| [(s.clone(), false), (s, true)]) {
+        let mut g = with_features(&attention(HEADS, causal, None), &s);
+        let linear = g.order().into_iter().find(|n| g.op(*n).name() == "linear_attention").unwrap();
+        let features = g.inputs_of(linear)[..2].to_vec();
+        features.iter().zip(["fq", "fk"]).for_each(|(v, name)| g.add_output(name, *v));
+        let inputs: Vec<(&str, Tensor)> = operands(HEADS)
+            .into_iter()
+            .map(|(name, t)| {
+                let large: Vec<f32> = floats(&t).iter().map(|x| 9.0 * *x as f32).collect();
+                (name, Tensor::from_slice(t.shape(), &large).unwrap())
+            })
+            .collect();
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+        for found in &eval::run(&g, &given).unwrap()[1..] {
+            assert!(floats(found).iter().all(|x| *x > 0.0 && x.is_finite()), "{s:?}, causal {causal}");
+        }
+    }
+}
+
+/// What a session holds at most grows with the length, and not with its square.
+#[test]
+fn memory_is_linear_in_the_length() {
+    let backend = margay_driver::backend::native();
+    for causal in [false, true] {
+        let text = format!(
+            "graph @net(%q: f32[1, 2, S, 16], %k: f32[1, 2, S, 16], %v: f32[1, 2, S, 16]) -> (y: f32[1, 2, S, 16]) {{
+               %0 = attention %q, %k, %v {{scale = 0.25, causal = {causal}}} : f32[1, 2, S, 16]  // att
+               return %0
+             }}"
+        );
+        let g = with_features(&parse_with_random_constants(&text).0, &FavorSettings::new(64));
+        let bytes = |length: usize| {
+            let binding = margay_tensor::Binding::from([("S".into(), length as i64)]);
+            let executable = margay_driver::build::jit(&g, &binding, &*backend).unwrap();
+            let options = margay_runtime::SessionOptions { threads: 1 };
+            let mut session = margay_runtime::Session::new(&executable, options).unwrap();
+            let inputs = ["q", "k", "v"].map(|name| (name, narrow(&random(&[1, 2, length, 16], 4))));
+            session.run(&inputs.each_ref().map(|(name, t)| (*name, t))).unwrap();
+            session.peak_bytes() as f64
+        };
+        let found = [1024, 2048, 4096, 8192].map(bytes);
+        for pair in found.windows(2) {
+            assert!((1.5..2.1).contains(&(pair[1] / pair[0])), "causal {causal}: {found:?}");
+        }
+        // All pairs of 8192 positions in two heads would be 512 MiB.
+        assert!(found[3] < f64::from(1u32 << 26), "{found:?}");
+    }
+}

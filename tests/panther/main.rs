@@ -5,10 +5,12 @@ mod attention;
 mod derivatives;
 mod favor;
 mod forms;
+mod hybrid;
 mod kernels;
 mod layers;
 mod lookups;
 mod relative;
+mod sketches;
 mod structured;
 mod torch;
 

@@ -153,6 +153,7 @@ fn performers_of_torch_layers_are_trained() {
             },
             held_out: 0.2,
             ranks: None,
+            redraw: None,
             max_saved_bytes: None,
             threads: 1,
             backend: backend::native(),

@@ -119,7 +119,8 @@ struct LearningArgs {
     /// Values inside that are to agree besides the outputs, by the names of the nodes that compute them.
     #[arg(long, value_name = "NAMES|auto|none", default_value = "auto", value_delimiter = ',')]
     hidden: Vec<String>,
-    /// What learns: factors with their biases; these and normalizations; all but embeddings.
+    /// What learns: factors with their biases, and projections around replaced attention; these and normalizations; all but
+    /// embeddings.
     #[arg(long, value_name = "sketch|norms|all", default_value = "sketch", value_parser = train)]
     train: Trainable,
     #[command(flatten)]

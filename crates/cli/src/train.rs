@@ -238,7 +238,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let training = {
         let head = args.head.map(|classes| classes as usize);
         let sketches = args.sketch.sketches(args.length.seed, args.init)?;
-        Training::new(&source, options(args, &source, &samples)?, head, args.init, sketches.as_ref())?
+        let options = options(args, &source, &samples)?;
+        Training::new(&source, options, head, args.init, sketches.as_ref(), args.sketch.redraw())?
     };
     training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
@@ -312,6 +313,7 @@ fn options(args: &Args, source: &Model, samples: &Samples) -> Result<Supervised,
         },
         held_out: args.held_out,
         ranks: args.sketch.ranks()?,
+        redraw: None,
         max_saved_bytes: args.max_saved_bytes,
         threads: args.threads.get(),
         backend: backend::native(),

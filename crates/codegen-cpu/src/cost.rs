@@ -9,9 +9,9 @@
 //! - *Operations* count by class, each with its rate. The first row of a product with a constant counts at
 //!   `matmul-first-row`, the others at `matmul-packed`, or at the rate of their precision: a matrix–vector product
 //!   cannot keep the arithmetic busy. Elements of 3 and 4 bits have a first row of their own, which unpacks them, and the
-//!   terms and columns of random signs count there too. Columns and terms of a product, and output channels of a convolution, count in
-//!   multiples of `padding`. An
-//!   activation other than ReLU counts as one evaluation per element.
+//!   terms and columns of random signs count there too, once for each block of rows. Columns and terms of a product, and output
+//!   channels of a convolution, count in multiples of `padding`; columns beside those of random signs, and these, each in whole
+//!   panels. An activation other than ReLU counts as one evaluation per element.
 //! - `spread` divides by `1 + (threads - 1) · thread-efficiency`, but no piece is smaller than `item-us`.
 //! - *Constants* are read once per run and come from memory, since those of a whole model seldom fit the
 //!   cache. *Computed* tensors come from the cache up to `cache-bytes` per call, the rest from memory.
@@ -48,6 +48,12 @@ pub enum CostError {
         found: f64,
     },
 }
+
+/// Columns of a panel of a constant with random signs, which are apart from the others.
+const SIGN_PANEL: usize = 32;
+
+/// Rows for which random signs are made once, at most.
+const SIGN_ROWS: usize = 140;
 
 /// Bytes of an element.
 const F32: u64 = 4;
@@ -236,13 +242,18 @@ impl CostModel {
                 false => rates.matmul_first_row,
             };
             // Signs are made of bits on the way, as elements of few bits are.
-            let stored: u64 = product(&call.types.right.elements_shape(&[k, n]));
-            let signs = product(&[k, n]).saturating_sub(stored);
-            let once = repeats.saturating_mul(call.m.min(1) as u64).saturating_mul(2);
-            let first = seconds(once.saturating_mul(stored), first_row.min(rate))
-                + seconds(once.saturating_mul(signs), rates.matmul_int4_first_row.min(rate));
-            let others = seconds(rows(call.m.saturating_sub(1)), rate);
-            (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
+            let [stored, signs] = self.stored_and_drawn(call);
+            let blocks = call.m.div_ceil(SIGN_ROWS);
+            let repeated = |count: usize, times: usize| repeats.saturating_mul(product(&[2, count, times]));
+            let first = seconds(repeated(stored, call.m.min(1)), first_row.min(rate))
+                + seconds(repeated(signs, blocks), rates.matmul_int4_first_row.min(rate));
+            let others = repeated(stored, call.m.saturating_sub(1))
+                .saturating_add(repeated(signs, call.m.saturating_sub(blocks)));
+            let bytes = match call.types.right.signs {
+                Some(_) => product(&[stored]).saturating_mul(F32),
+                None => call.types.right.layout(&[k, n]).bytes as u64,
+            };
+            (first + seconds(others, rate), bytes, a)
         } else {
             // B is read, written in panels, and read again.
             let rate = if call.types.left.is_int() {
@@ -347,6 +358,20 @@ impl CostModel {
         load.computed_bytes = load.computed_bytes.saturating_add(bytes);
         if epilogue.activation.is_some_and(|a| !a.is_cheap()) {
             load.arithmetic += seconds(elements, self.gflops.gevaluations);
+        }
+    }
+
+    /// Numbers of the constant of a product, and random signs beside them, as they count.
+    fn stored_and_drawn(&self, call: &MatMul) -> [usize; 2] {
+        let (n, k) = (self.padded(call.n), self.padded(call.k));
+        let panels = |columns: usize| columns.div_ceil(SIGN_PANEL).saturating_mul(SIGN_PANEL);
+        match call.types.right.signs {
+            None => [k.saturating_mul(n), 0],
+            Some(signs) if signs.axis == 1 => {
+                let others = call.n.saturating_sub(signs.len());
+                [others, signs.len()].map(|columns| k.saturating_mul(panels(columns)))
+            }
+            Some(signs) => [k.saturating_sub(signs.len()), signs.len()].map(|terms| terms.saturating_mul(n)),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use margay_artifact::ArtifactBuilder;
 use margay_ir::{Graph, text};
 use margay_loops::Backend;
+use margay_lower::storage_with_signs;
 use margay_plan::Plan;
 use margay_runtime::Executable;
 use margay_tensor::Binding;
@@ -71,7 +72,8 @@ impl Compiled {
     fn add_sources<'b>(&'b self, builder: &mut ArtifactBuilder<'b>) -> Result<(), DriverError> {
         for payload in text::named_constants(&self.graph) {
             let key = payload.key().to_string();
-            if !builder.constants.stored().iter().any(|s| s.is_named(&key)) {
+            let holds = |name: &String| *name == key || storage_with_signs(name, &key).is_some();
+            if !builder.constants.stored().iter().any(|s| s.names.iter().any(holds)) {
                 let stored = payload.stored().clone();
                 let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
                 builder.constants.add(&constant, &*self.backend);

@@ -5,6 +5,7 @@ use std::path::Path;
 use margay_artifact::{Artifact, StoredConstant};
 use margay_ir::{Graph, Op, TensorType, text};
 use margay_loops::Precision;
+use margay_lower::storage_with_signs;
 use margay_onnx::{Dropout, Imported, KnownInputs, Model as OnnxModel};
 use margay_passes::Pipeline;
 use margay_tensor::{DType, StoredTensor};
@@ -154,12 +155,23 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
                 |c: &StoredConstant| c.shape == extents || c.storage.elements_shape(&c.shape) == extents;
             constants.iter().position(|c| c.is_named(key) && c.dtype == dtype && holds(c))
         };
+        // Beside signs that a program holds as numbers.
+        let beside = || {
+            constants.iter().enumerate().find_map(|(i, c)| {
+                let storage = c.names.iter().find_map(|name| storage_with_signs(name, key))?;
+                (storage.elements_shape(&c.shape) == extents).then_some((i, Some(storage)))
+            })
+        };
         // Kernels read some narrow floats widened, which loses nothing.
-        let index = of(ty.dtype).or_else(|| of(ty.dtype.computed()))?;
+        let whole = of(ty.dtype).or_else(|| of(ty.dtype.computed())).map(|i| (i, None));
+        let (index, with_signs) = whole.or_else(beside)?;
         let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
         let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
         let found = artifact.constant(index, &*backend);
         let found = found.map_err(|error| damage.replace(Some(error))).ok()?;
+        if let Some(storage) = with_signs {
+            return Some(StoredTensor::encode(&found.decode(), storage).ok()?.elements().clone().into());
+        }
         if found.storage().signs.is_some() && found.elements().shape() == extents {
             return Some(found.elements().clone().into());
         }

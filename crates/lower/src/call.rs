@@ -2,18 +2,22 @@
 //!
 //! A call is asked for in the types and storages of the graph first. What the back end has no kernel for is then given up,
 //! one by one: that the kernel rounds an operand; that it reads a constant as it is stored; that it reads and writes
-//! 16-bit floats, which loops around it convert.
+//! 16-bit floats, which loops around it convert. Signs that are drawn where they are multiplied are given up, too, where the
+//! back end predicts that this takes much longer than to read them.
 
 use std::rc::Rc;
 
 use margay_ir::ops::{Io, Lowered};
 use margay_ir::{NodeId, Payload, Value};
 use margay_loops::{KernelCall, Needs};
-use margay_tensor::{DType, StoredTensor};
+use margay_tensor::{DType, Storage, StoredTensor};
 
 use crate::LowerError;
 use crate::group::{Anchor, Anchored, Called, Expr, Feed, Form, Grouper, Held};
 use crate::memory::Memory;
+
+/// A call that draws signs may take so many times as long as one that reads them: those that are drawn take no bytes.
+const MOST_FOR_NO_BYTES: f64 = 1.1;
 
 impl Grouper<'_, '_, '_> {
     /// A node that a hand-written kernel runs.
@@ -85,8 +89,9 @@ impl Grouper<'_, '_, '_> {
             }
         }
         for form in forms {
-            if let Some(call) = self.g.op(n).lower(&self.io(n, form)?).ok().and_then(Lowered::into_call)
+            if let Some(call) = self.call_of(n, form)?
                 && let Some(needs) = self.emit.needs(&call)
+                && !self.draws_too_slowly(n, form, &call)?
             {
                 return Ok((form, call, needs));
             }
@@ -95,6 +100,24 @@ impl Grouper<'_, '_, '_> {
             Some(call) => Ok((plain, call, Needs::default())),
             None => unreachable!("only calls are asked for"),
         }
+    }
+
+    /// The call of a node in a form; `None` where the operator has none.
+    fn call_of(&self, n: NodeId, form: Form) -> Result<Option<KernelCall>, LowerError> {
+        Ok(self.g.op(n).lower(&self.io(n, form)?).ok().and_then(Lowered::into_call))
+    }
+
+    /// Whether a call that draws signs is predicted to take more than [`MOST_FOR_NO_BYTES`] times as long as the same with signs
+    /// that are stored.
+    fn draws_too_slowly(&self, n: NodeId, form: Form, call: &KernelCall) -> Result<bool, LowerError> {
+        let draws = |v: &Value| self.g.constant(*v).is_some_and(|c| c.storage().signs.is_some());
+        if !form.stored || !self.g.inputs_of(n).iter().any(draws) {
+            return Ok(false);
+        }
+        let stored = self.call_of(n, Form { stored: false, ..form })?;
+        let stored = stored.filter(|stored| self.emit.needs(stored).is_some());
+        let seconds = |call: &KernelCall| self.emit.seconds(call);
+        Ok(stored.is_some_and(|stored| seconds(call) > MOST_FOR_NO_BYTES * seconds(&stored)))
     }
 
     /// The memory that a call reads an operand from; a constant that is packed or read `as_stored` is handed over itself.
@@ -107,11 +130,13 @@ impl Grouper<'_, '_, '_> {
         label: &str,
     ) -> Result<Memory, LowerError> {
         if as_stored && let Some(constant) = self.g.constant(v) {
-            let (name, stored) = (constant.key().to_string(), constant.stored());
+            let stored = constant.stored();
             let numbers = if form.widened { stored.widened() } else { stored.clone() };
             return Ok(match form.stored {
-                true => self.emit.constant(&name, stored),
-                false => self.emit.constant(&name, &StoredTensor::from(numbers.decode())),
+                true => self.emit.constant(&constant.key().to_string(), stored),
+                false => {
+                    self.emit.constant(&name_of_numbers(constant), &StoredTensor::from(numbers.decode()))
+                }
             });
         }
         let read = self.rounding(v).filter(|_| rounds).map_or(v, |(wide, _)| wide);
@@ -153,6 +178,23 @@ pub(crate) fn whole(payload: &Payload) -> Option<StoredTensor> {
         storage if storage.signs.is_some() => Some(payload.stored().decode().into()),
         storage => storage.is_packed().then(|| payload.stored().in_bytes()),
     }
+}
+
+/// Between the key of what lies beside signs and how both are stored.
+const OF: &str = " of ";
+
+/// The name of all numbers of a constant. Its key is that of what lies beside signs, if it has any.
+pub(crate) fn name_of_numbers(payload: &Payload) -> String {
+    match payload.storage() {
+        storage if storage.signs.is_some() => format!("{}{OF}{storage}", payload.key()),
+        _ => payload.key().to_string(),
+    }
+}
+
+/// Where a constant of a program holds random signs as numbers, how it would be stored with signs that are drawn: `name` is one of
+/// its names, `key` that of what lies beside them.
+pub fn storage_with_signs(name: &str, key: &str) -> Option<Storage> {
+    Storage::parse(name.strip_prefix(key)?.strip_prefix(OF)?).filter(|storage| storage.signs.is_some())
 }
 
 /// Shows an operator how its operands lie in memory.

@@ -186,6 +186,11 @@ impl<'a> Emitter<'a> {
         self.backend.prepare(&self.decided(call.clone())).ok()
     }
 
+    /// The predicted time of a call, on one thread.
+    pub(crate) fn seconds(&self, call: &KernelCall) -> f64 {
+        self.backend.call_seconds(call, 1)
+    }
+
     /// The constant of a buffer, packed for a call.
     fn packed(&mut self, from: BufferId, call: &KernelCall, packed: &Packed) -> BufferId {
         let Place::Constant(number) = self.program.buffers[from.0].place else { return from };

@@ -10,7 +10,7 @@ use margay_loops::{Backend, Carried, KernelCall, Preferences, Program, Scale};
 use margay_tensor::{DType, Scales, Storage};
 
 use crate::LowerError;
-use crate::call::whole;
+use crate::call::{name_of_numbers, whole};
 use crate::control::Repeated;
 use crate::emit::Emitter;
 use crate::memory::Memory;
@@ -266,7 +266,7 @@ impl Grouper<'_, '_, '_> {
     fn constant(&mut self, n: NodeId, payload: &Payload) -> Held {
         let whole = whole(payload);
         let stored = whole.as_ref().unwrap_or(payload.stored());
-        let elements = self.emit.constant(&payload.key().to_string(), stored);
+        let elements = self.emit.constant(&name_of_numbers(payload), stored);
         if stored.is_plain() {
             return Held::Memory(elements);
         }

@@ -28,6 +28,7 @@ mod places;
 mod rows;
 
 pub use arena::{Lifetime, plan_memory};
+pub use call::storage_with_signs;
 pub use error::LowerError;
 pub use group::{lower, lower_carrying};
 pub use places::place;

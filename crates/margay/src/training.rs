@@ -11,8 +11,8 @@ use margay_train::dropout::places;
 use margay_train::head::with_head;
 use margay_train::init::initial;
 use margay_train::{
-    Objective, Observer, Optimizer, Point, RankChange, RateTest, StepMemory, Stop, Supervised, TrainError,
-    Trained,
+    Objective, Observer, Optimizer, Point, RankChange, RateTest, Redraw, StepMemory, Stop, Supervised,
+    TrainError, Trained,
 };
 use serde::Serialize;
 
@@ -34,16 +34,18 @@ pub struct Training {
 
 impl Training {
     /// A model with a fresh head of so many classes on the output that is trained, with random parameters where it is begun
-    /// `anew`, and with sketches in place of layers, each where that is asked for.
+    /// `anew`, and with sketches in place of layers, each where that is asked for; `redraw` says after how many steps directions of
+    /// random features are drawn anew.
     ///
     /// # Errors
     /// Names and settings that do not fit the model.
     pub fn new(
         source: &Model,
-        options: Supervised,
+        mut options: Supervised,
         head: Option<usize>,
         anew: bool,
         sketches: Option<&SketchTraining>,
+        redraw: Option<u64>,
     ) -> Result<Training, TrainError> {
         let mut graph = source.graph.clone();
         if let Some(classes) = head {
@@ -55,6 +57,9 @@ impl Training {
         }
         let (dense_stored, mut cx) = (stored(&graph), Cx::default());
         let before = sketches.map(|s| Sketched { dense: graph.clone(), by: s.to_string() });
+        if let (Some(every), Some(SketchTraining::Attention(attention))) = (redraw, sketches) {
+            options.redraw = Some(Redraw { every, exact: graph.clone(), attention: attention.clone() });
+        }
         if let Some(sketches) = sketches {
             sketches.apply(&mut graph, &mut cx)?;
         }

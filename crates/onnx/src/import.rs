@@ -44,6 +44,7 @@ mod sampling;
 mod sequences;
 mod shapes;
 mod signals;
+mod sketches;
 mod slices;
 mod statistics;
 mod table;

@@ -18,10 +18,14 @@
 //! Logarithm, sine and cosine come from the `libm` crate, so the bits do not depend on the platform.
 //! Deliberately absent: cryptographic strength, and distributions that consume a varying number of words.
 
+mod draws;
+
 use std::convert::Infallible;
 use std::f64::consts::TAU;
 
 use rand_core::{SeedableRng, TryRng, utils};
+
+pub use draws::below;
 
 const WORDS: u64 = 4;
 

@@ -38,6 +38,14 @@ pub trait Task {
     /// The error of a model with these parameters on samples that are not trained on.
     fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError>;
 
+    /// Constants that change before a step of this number, whatever training makes of it; none for most.
+    ///
+    /// # Errors
+    /// What making them fails with.
+    fn changed(&mut self, _step: u64) -> Result<Tensors, TrainError> {
+        Ok(Tensors::new())
+    }
+
     /// The same task, where ranks of factors are chosen while they are trained; `None` where parameters keep their shapes.
     fn ranks(&mut self) -> Option<&mut dyn Ranked> {
         None
@@ -479,6 +487,7 @@ impl<'o> Run<'o> {
     ) -> Result<bool, TrainError> {
         let begin = self.seconds();
         let batch = task.batch(self.batches.batch(self.record.step))?;
+        trainer.set(&task.changed(self.record.step)?)?;
         let result = trainer.step(&batch)?;
         self.record.step += 1;
         self.record.loss_sum += f64::from(result.loss);

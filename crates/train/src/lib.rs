@@ -17,6 +17,7 @@
 //! - [`rate`]: a learning rate found by a short test.
 //! - [`fit`](mod@fit): the loop: clock, held-out evaluation, early stopping.
 //! - [`ranks`]: ranks of factors, chosen while they are trained.
+//! - [`redraw`]: directions of random features, drawn anew meanwhile.
 //! - [`supervised`]: samples with labels and an objective, from a model to a trained model.
 //! - [`checkpoint`]: files from which training goes on.
 //!
@@ -43,6 +44,7 @@ pub mod optimizer;
 pub mod ranks;
 pub mod rate;
 pub mod recover;
+pub mod redraw;
 pub mod schedule;
 pub mod step;
 pub mod supervised;
@@ -58,6 +60,7 @@ pub use non_finite::NonFinite;
 pub use optimizer::Optimizer;
 pub use ranks::{RankChange, RankLimit, RankSelection};
 pub use rate::RateTest;
+pub use redraw::Redraw;
 pub use schedule::Schedule;
 pub use step::{State, TrainingStep, Update};
 pub use supervised::{Objective, Selection, Supervised, Trained};

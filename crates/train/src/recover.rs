@@ -201,7 +201,10 @@ pub fn recover(
     let Split { train, held_out, named } = split(&samples, options, batch)?;
     let learned_from = train.rows();
     if trainable::trainable(student, options.train).is_empty() {
-        return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
+        return Err(TrainError::Options(
+            "the sketched model has no factors, and no attention that was replaced: nothing to recover"
+                .into(),
+        ));
     }
     let (backend, threads) = (&margay_driver::backend::native(), options.threads);
 
@@ -237,7 +240,8 @@ pub fn recover(
     }
     let mut refitted = None;
     let mut reports = Vec::new();
-    if options.layers && resumed.is_none() {
+    // Attention in another form has no factors to be refitted, and products around it are those of the teacher.
+    if options.layers && resumed.is_none() && !trainable::factored(student).is_empty() {
         let mut stage = || -> Result<(), TrainError> {
             let few = train.first(METRIC_SAMPLES)?;
             let metrics = metrics(

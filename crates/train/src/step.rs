@@ -62,10 +62,13 @@ pub struct Update {
 pub struct TrainingStep {
     /// Forward, backward and update, at stage `Imported`, with symbols still open.
     pub graph: Graph,
-    /// What goes from step to step: parameters, their moments, `step`, `total_steps`, which starts at 1, and `peak_rate`.
+    /// What goes from step to step: parameters, their moments, what is held, `step`, `total_steps`, which starts at 1, and
+    /// `peak_rate`.
     pub states: Vec<State>,
     /// The names of those states that are parameters, in the order they were asked for.
     pub parameters: Vec<String>,
+    /// The names of those that are constants of the model which a step keeps as they are, for others to change between steps.
+    pub held: Vec<String>,
     /// The most bytes that a compiled step may keep between the forward and the backward pass; the rest is computed
     /// twice. `None`, as the step is built: everything is kept.
     pub max_saved_bytes: Option<u64>,
@@ -92,21 +95,22 @@ impl TrainingStep {
         objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
         update: &Update,
     ) -> Result<TrainingStep, TrainError> {
-        TrainingStep::build(forward, parameters, objective, update, &Axes::new(), None)
+        TrainingStep::build(forward, [parameters, &[]], objective, update, &Axes::new(), None)
     }
 
-    /// As [`new`](TrainingStep::new), with elements [dropped](crate::dropout) where the model says so. `seed` names the masks.
+    /// As [`new`](TrainingStep::new), with elements [dropped](crate::dropout) where the model says so. `seed` names the masks. Constants
+    /// that are `held` become states, too, which a step keeps.
     ///
     /// # Errors
     /// As [`new`](TrainingStep::new).
     pub fn dropping(
         forward: &Graph,
-        parameters: &[NodeId],
+        [parameters, held]: [&[NodeId]; 2],
         objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
         update: &Update,
         seed: u64,
     ) -> Result<TrainingStep, TrainError> {
-        TrainingStep::build(forward, parameters, objective, update, &Axes::new(), Some(seed))
+        TrainingStep::build(forward, [parameters, held], objective, update, &Axes::new(), Some(seed))
     }
 
     /// As [`new`](TrainingStep::new), with other coordinates for the rows of some parameters of two axes.
@@ -120,12 +124,12 @@ impl TrainingStep {
         update: &Update,
         axes: &Axes,
     ) -> Result<TrainingStep, TrainError> {
-        TrainingStep::build(forward, parameters, objective, update, axes, None)
+        TrainingStep::build(forward, [parameters, &[]], objective, update, axes, None)
     }
 
     fn build(
         forward: &Graph,
-        parameters: &[NodeId],
+        [parameters, held]: [&[NodeId]; 2],
         objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
         update: &Update,
         axes: &Axes,
@@ -137,10 +141,13 @@ impl TrainingStep {
             Some(seed) => add_masks(&mut g, seed)?,
             None => None,
         };
-        let initial = parameters.iter().filter(|n| g.contains(**n)).map(|n| g.constant((*n).into()));
-        let initial: Vec<Option<Tensor>> = initial.map(|p| p.map(|p| p.tensor().clone())).collect();
-        let inputs = make_trainable(&mut g, parameters)?;
-        for (name, v) in &inputs {
+        let all = [parameters, held].concat();
+        let initial = all.iter().filter(|n| g.contains(**n)).map(|n| g.constant((*n).into()));
+        let mut initial: Vec<Option<Tensor>> = initial.map(|p| p.map(|p| p.tensor().clone())).collect();
+        let mut inputs = make_trainable(&mut g, &all)?;
+        let kept: Vec<(String, Value)> = inputs.split_off(parameters.len().min(inputs.len()));
+        let kept_initial = initial.split_off(inputs.len());
+        for (name, v) in inputs.iter().chain(&kept) {
             expect_trainable(name, g.ty(*v))?;
         }
         let modeled = g.outputs().len();
@@ -170,6 +177,10 @@ impl TrainingStep {
         }
         states.extend(moments);
         keep_unless_finite(&mut g, loss, &mut states)?;
+        for ((name, v), initial) in kept.iter().zip(kept_initial) {
+            let initial = initial.expect("a constant became this input");
+            states.push((State { name: name.clone(), initial }, *v));
+        }
         let following = Builder::new(&mut g, Origin::named(STEP)).offset(step, 1.0)?;
         states.push((State { name: STEP.into(), initial: Tensor::scalar(0f32) }, following));
         states.push((State { name: TOTAL_STEPS.into(), initial: Tensor::scalar(1f32) }, total));
@@ -194,6 +205,7 @@ impl TrainingStep {
             graph: g,
             states: states.into_iter().map(|(state, _)| state).collect(),
             parameters: inputs.into_iter().map(|(name, _)| name).collect(),
+            held: kept.into_iter().map(|(name, _)| name).collect(),
             max_saved_bytes: None,
             schedule: update.schedule,
         })

@@ -21,9 +21,10 @@ use margay_tensor::{DType, Tensor};
 use crate::checkpoint::{Checkpoint, Identity, rate_words};
 use crate::loss::{self, IGNORED, check_labels};
 use crate::masking::Masking;
+use crate::redraw::directions;
 use crate::{
-    Evaluator, FitOptions, Fitted, Observer, RankSelection, StepMemory, TrainError, Trainer, TrainingStep,
-    Update, fit,
+    Evaluator, FitOptions, Fitted, Observer, RankSelection, Redraw, StepMemory, TrainError, Trainer,
+    TrainingStep, Update, fit,
 };
 use labelled::Labelled;
 
@@ -97,6 +98,8 @@ pub struct Supervised {
     /// How ranks of factors are chosen meanwhile; `None` where they stay. Factors are those that
     /// [`lowrank_for_training`](margay_passes::sketch::lowrank_for_training) puts in place of layers.
     pub ranks: Option<RankSelection>,
+    /// How directions of random features are drawn anew meanwhile; `None` where they stay.
+    pub redraw: Option<Redraw>,
     /// The most bytes kept from the forward for the backward pass; see [`TrainingStep::max_saved_bytes`].
     pub max_saved_bytes: Option<u64>,
     /// Threads to run on.
@@ -144,6 +147,7 @@ impl Supervised {
         }
         let (train, held_out) = split(data.rows(), self.held_out)?;
         self.ranks.map_or(Ok(()), |ranks| ranks.check())?;
+        self.redraw.as_ref().map_or(Ok(()), |redraw| redraw.check(forward))?;
         let interruption = observer.interruption();
         let (step, evaluator) = self.compiled(forward, &interruption)?;
         let mut trainer = self.trainer(&step, &data, &train)?;
@@ -151,6 +155,7 @@ impl Supervised {
         let mut task = Labelled {
             options: self,
             model: model.clone(),
+            forward,
             data: &data,
             train,
             held_out,
@@ -162,7 +167,8 @@ impl Supervised {
         let fitted = fit(&mut trainer, &mut task, &options, observer)?;
         // The best parameters may have the ranks of an earlier choice.
         let graph = with_resized_parameters(model, &fitted.parameters)?;
-        let parameters = fitted.parameters.iter().map(|(_, t)| t.len()).sum();
+        let is_held = |name: &String| step.held.contains(name);
+        let parameters = fitted.parameters.iter().filter(|(n, _)| !is_held(n)).map(|(_, t)| t.len()).sum();
         let samples = (task.train.len(), task.held_out.len());
         Ok(Trained { graph, fitted, memory: trainer.memory(), parameters, samples })
     }
@@ -175,6 +181,7 @@ impl Supervised {
     ) -> Result<(TrainingStep, Evaluator), TrainError> {
         let (mut step, nodes) = self.step(forward)?;
         step.max_saved_bytes = self.max_saved_bytes;
+        let nodes = [nodes, self.held(forward)].concat();
         let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), &self.backend, self.threads)?;
         Ok((step, evaluator.until(interruption)))
     }
@@ -220,6 +227,11 @@ impl Supervised {
         Ok(self.chosen(forward)?.into_iter().map(|(n, _)| n).collect())
     }
 
+    /// The constants that change by other means than gradients.
+    fn held(&self, forward: &Graph) -> Vec<NodeId> {
+        self.redraw.as_ref().map(|_| directions(forward)).unwrap_or_default()
+    }
+
     fn chosen(&self, forward: &Graph) -> Result<Vec<(NodeId, String)>, TrainError> {
         let known = parameter_names(forward);
         match &self.selection {
@@ -249,7 +261,8 @@ impl Supervised {
         let build = |chosen: &[(NodeId, String)]| {
             let nodes: Vec<NodeId> = chosen.iter().map(|(n, _)| *n).collect();
             let objective = |g: &mut Graph| self.loss(g).map(|(loss, _)| loss);
-            let step = TrainingStep::dropping(forward, &nodes, &objective, &self.update, self.fit.seed);
+            let both = [nodes.as_slice(), &self.held(forward)];
+            let step = TrainingStep::dropping(forward, both, &objective, &self.update, self.fit.seed);
             step.map(|step| (step, nodes))
         };
         match build(&chosen) {
@@ -358,6 +371,7 @@ impl Supervised {
             ("the clip", words(clip.as_ref())),
             ("the share held out", self.held_out.to_string()),
             ("the choice of ranks", format!("{:?}", self.ranks)),
+            ("the steps between draws of directions", words(self.redraw.as_ref().map(|r| r.every).as_ref())),
             ("the batch", self.fit.batch.to_string()),
             ("the seed", self.fit.seed.to_string()),
             ("the processor", self.backend.target().to_owned()),

@@ -124,9 +124,9 @@ impl Trainer {
         let arena_bytes = executable.sections().map(|s| s.parts.arena_bytes).max().unwrap_or(0);
         let mut session = Session::new(&executable, SessionOptions { threads })?;
         step.begin(&mut session)?;
-        let parameters = step.parameters.clone();
+        let parameters = step.parameters.iter().chain(&step.held).cloned().collect();
         let bytes = |name: &String| session.state(name).map(|t| t.bytes().len());
-        let parameter_bytes = parameters.iter().map(bytes).sum::<Result<_, _>>()?;
+        let parameter_bytes = step.parameters.iter().map(bytes).sum::<Result<_, _>>()?;
         let source = Source { graph: step.graph.clone(), backend: backend.clone(), threads };
         let schedule = step.schedule;
         Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved, schedule, source })
@@ -192,7 +192,7 @@ impl Trainer {
         f64::from(value.unwrap_or(f32::NAN))
     }
 
-    /// The parameters as they are now.
+    /// The parameters as they are now, and what is held beside them.
     ///
     /// # Errors
     /// A device that failed.

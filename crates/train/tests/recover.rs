@@ -367,7 +367,7 @@ fn what_does_not_fit_is_named() {
     );
     assert_eq!(
         message(&teacher, &teacher, &options()),
-        "the sketched model has no factors: nothing to recover"
+        "the sketched model has no factors, and no attention that was replaced: nothing to recover"
     );
     let hidden = |names: &[&str]| RecoverOptions {
         hidden: Hidden::Names(names.iter().map(|n| n.to_string()).collect()),

@@ -13,6 +13,7 @@ use margay_ir::{Graph, NodeId, Op, Part, Value};
 use margay_randnla::Factors;
 use margay_tensor::{DType, Tensor};
 
+use super::projections::projections;
 use super::{Layer, Rows, SCHEMES};
 
 /// A linear map `x A B + bias` that stands in for one weight, with every place that computes it.
@@ -56,9 +57,11 @@ pub trait Stored: Debug + Send + Sync {
 }
 
 /// The constants of a graph that a scheme put there and that training moves, in the order of the graph: the
-/// [`constants`](Factored::constants) of what schemes find, and all that have the part of a factor or a corrected bias.
+/// [`constants`](Factored::constants) of what schemes find, and all that have the part of a factor or a corrected bias. Forms of
+/// attention have no factors: the products around them learn, those of queries, keys, values and of the result.
 pub fn learned(g: &Graph) -> Vec<NodeId> {
-    let found: Vec<NodeId> = factored(g).into_iter().flat_map(|factored| factored.constants).collect();
+    let factors = factored(g).into_iter().flat_map(|factored| factored.constants);
+    let found: Vec<NodeId> = factors.chain(projections(g)).collect();
     let learns = |n: &NodeId| {
         let part = matches!(g.node(*n).origin.part, Some(Part::Left | Part::Right | Part::Bias));
         let tensor = g.constant((*n).into()).map(margay_ir::Payload::tensor);

@@ -5,13 +5,15 @@
 //! blocks of keys, the block's own and its neighbours (two where attention is causal), with a mask for what is further away
 //! than the window.
 //!
-//! Two settings let queries see further:
+//! Three settings let queries see further:
 //!
 //! - `global = g`: the first g positions are read by all, and read all.
 //! - `summary = "means"`: a block that is not read key by key is read as one key and one value, the means of its own, whose score
 //!   gets the logarithm of the number of keys (of the sum of their weights, under a mask), so that equal keys weigh what they
 //!   weigh in exact attention. Then neighbours are read as a whole: each key counts once. Time grows with the square of the number
 //!   of blocks.
+//! - `summary = "features", features = M`: these blocks are read together, by random features of the softmax (`rest.rs`), in time
+//!   linear in the number of positions. Seed and name of the site name the directions.
 //!
 //! A mask with one number for each key is honoured. A query whose keys are all hidden gets a mean of what is hidden from it, where
 //! exact attention reads all positions.
@@ -83,10 +85,12 @@ use margay_ir::ops::{Add, Attention, Concat, Less, Or, Range, Reshape, Select, T
 use margay_ir::{AddError, Graph, Value};
 use margay_randnla::RandnlaError;
 use margay_tensor::Dim;
+use margay_tensor::random::stream_of;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{Blocks, LEAST, at_most, mask_of_keys, padded, part, part_of, repeated, with_axis};
 use super::heads::{self, FittedHeads, HeadChoice, HeadForm, HeadSettings, Heads, Nodes, Operands};
+use super::rest::Rest;
 use super::{Context, Factored, Fitted, Scheme, SchemeFacts, Site};
 
 /// Attention to what is near.
@@ -109,7 +113,8 @@ impl Scheme for LocalScheme {
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
-        Ok(Box::new(FittedHeads::new(context, Near)))
+        let near = Near { seed: context.seed, stream: stream_of(&context.site.name) };
+        Ok(Box::new(FittedHeads::new(context, near)))
     }
 
     /// None: it has no constants.
@@ -130,6 +135,9 @@ pub struct LocalSettings {
     /// How the rest is read; not at all where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<LocalSummary>,
+    /// Features of a query or key where the rest is read by them, and 0 elsewhere.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub features: usize,
     /// Which heads.
     #[serde(flatten)]
     pub choice: HeadChoice,
@@ -138,7 +146,7 @@ pub struct LocalSettings {
 impl LocalSettings {
     /// Windows of so many positions on either side, in all heads, and nothing beyond them.
     pub fn new(window: usize) -> LocalSettings {
-        LocalSettings { window, global: 0, summary: None, choice: HeadChoice::default() }
+        LocalSettings { window, global: 0, summary: None, features: 0, choice: HeadChoice::default() }
     }
 }
 
@@ -146,25 +154,40 @@ fn is_zero(global: &usize) -> bool {
     *global == 0
 }
 
-/// How a block that is not read key by key is read.
+/// How blocks that are not read key by key are read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LocalSummary {
     /// By its mean key and value.
     Means,
+    /// By sums of random features of its keys.
+    Features,
 }
 
 /// A block of more positions does not fit into memory with its scores.
 const MOST_POSITIONS: usize = 1 << 16;
+
+/// Most features of a query or key.
+const MOST_FEATURES: usize = 1 << 16;
 
 impl HeadSettings for LocalSettings {
     fn check(&self) -> Result<(), String> {
         if !(1..=MOST_POSITIONS).contains(&self.window) {
             return Err(format!("a window of {} positions, expected 1 to {MOST_POSITIONS}", self.window));
         }
-        match self.global <= MOST_POSITIONS {
+        if self.global > MOST_POSITIONS {
+            return Err(format!("{} global positions, expected at most {MOST_POSITIONS}", self.global));
+        }
+        let expected = match self.summary {
+            Some(LocalSummary::Features) => 1..=MOST_FEATURES,
+            Some(LocalSummary::Means) | None => 0..=0,
+        };
+        match expected.contains(&self.features) {
             true => Ok(()),
-            false => Err(format!("{} global positions, expected at most {MOST_POSITIONS}", self.global)),
+            false => {
+                let (least, most, found) = (expected.start(), expected.end(), self.features);
+                Err(format!("{found} features of the rest, expected {least} to {most}"))
+            }
         }
     }
 
@@ -182,13 +205,20 @@ impl HeadSettings for LocalSettings {
 }
 
 /// Windows about each query.
-struct Near;
+struct Near {
+    /// Name directions of features.
+    seed: u64,
+    stream: u64,
+}
 
 impl HeadForm for Near {
     type Settings = LocalSettings;
 
-    fn refusal(&self, heads: &Heads, _: &LocalSettings) -> Option<String> {
-        let Heads { queries, keys, .. } = heads;
+    fn refusal(&self, heads: &Heads, s: &LocalSettings) -> Option<String> {
+        let Heads { op, queries, keys, .. } = heads;
+        if s.summary == Some(LocalSummary::Features) && op.scale.get() <= 0.0 {
+            return Some(format!("scale {}, expected a number above 0", op.scale.get()));
+        }
         if queries != keys {
             return Some(format!("attention of {queries} queries and {keys} keys, expected as many"));
         }
@@ -215,8 +245,27 @@ impl HeadForm for Near {
         let items = windows.about(nodes, q, 0.0, [0, 0])?;
         let items = windows.items(nodes, 3, &items)?;
         let attention = Attention::new(heads.op.scale.get());
-        let y = nodes.add(attention.clone(), &[items, keys, values, hiding])?;
-        let y = windows.apart(nodes, y)?;
+        let by_features = s.summary == Some(LocalSummary::Features) && neighbours > 0;
+        let near = Attention { log_sum_exp: by_features, ..attention.clone() };
+        let near = nodes.add(near, &[items, keys, values, hiding])?;
+        let mut y = windows.apart(nodes, near)?;
+        if by_features {
+            let rest = Rest {
+                blocks: &windows.blocks,
+                sides,
+                causal,
+                scale: heads.op.scale.get(),
+                features: s.features,
+                seed: self.seed,
+                stream: self.stream,
+            };
+            let logarithms = with_axis(nodes, Value { out: 1, ..near }, 3)?;
+            let logarithms = windows.apart(nodes, logarithms)?;
+            let hidden = windows.mask(nodes, mask)?;
+            let hidden = windows.others(nodes, hidden)?;
+            let read = rest.read(nodes, [q, k, v], hidden)?;
+            y = rest.joined(nodes, [y, logarithms], &read)?;
+        }
         let mut shape = shape;
         (shape[2], shape[3]) = (windows.blocks.whole(), nodes.ty(y).shape[4].clone());
         let whole = Reshape { shape: shape.clone() };
@@ -258,15 +307,7 @@ impl Windows<'_> {
         kv: [Value; 2],
         mask: Option<Value>,
     ) -> Result<[Value; 3], AddError> {
-        let length = &self.blocks.length;
-        let mask = match mask {
-            Some(mask) => mask,
-            None => {
-                let one = || Dim::from(1usize);
-                let zero = nodes.number(0.0)?;
-                repeated(nodes, zero, vec![one(), one(), length.clone()])?
-            }
-        };
+        let mask = self.mask(nodes, mask)?;
         let others = self.others(nodes, mask)?;
 
         let mut read: [Vec<Value>; 2] = Default::default();
@@ -298,6 +339,16 @@ impl Windows<'_> {
         }
         let [k, v] = &read;
         Ok([self.items(nodes, 3, k)?, self.items(nodes, 3, v)?, self.items(nodes, 4, &hiding)?])
+    }
+
+    /// The mask, of zeros where there is none.
+    fn mask(&self, nodes: &mut Nodes<'_, '_>, mask: Option<Value>) -> Result<Value, AddError> {
+        if let Some(mask) = mask {
+            return Ok(mask);
+        }
+        let one = || Dim::from(1usize);
+        let zero = nodes.number(0.0)?;
+        repeated(nodes, zero, vec![one(), one(), self.blocks.length.clone()])
     }
 
     /// The mask without the first positions, which are read as such and not once more.

@@ -17,8 +17,9 @@
 //! - `algebra`: those of them that are structures of the algebra of `margay-randnla`, and the nodes that apply these.
 //! - `heads`: what schemes of attention share.
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
-//! - `features`: random features of attention; `relative`: relative positions inside of them.
-//! - `factors`: what a scheme has put into a graph, for those who train it; `ranks`: pairs of factors whose rank changes then.
+//! - `features`: random features of attention; `relative`: relative positions inside of them; `rest`: features of what windows do
+//!   not read.
+//! - `factors`: what a scheme has put into a graph, for those who train it, with `projections` around replaced attention; `ranks`: pairs of factors whose rank changes then.
 //! - `training`: what is put in place of layers before a model is trained.
 
 mod algebra;
@@ -42,10 +43,12 @@ mod monarch;
 mod neurons;
 mod nystrom;
 mod panther;
+mod projections;
 mod quantized;
 mod ranks;
 mod relative;
 mod replacement;
+mod rest;
 mod rows;
 mod spatial;
 mod structured;

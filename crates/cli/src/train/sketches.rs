@@ -96,12 +96,15 @@ pub(super) struct SketchArgs {
     /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
     #[arg(long, requires = "scheme")]
     two_sided: bool,
-    /// With --scheme favor: features of a query or key.
+    /// With --scheme favor: features of a query or key. With --scheme local: read what is beyond the windows by so many.
     #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
     features: Option<usize>,
     /// With --scheme favor: the function of random features [default: softmax].
     #[arg(long, value_name = "KERNEL", requires = "scheme")]
     kernel: Option<Kernel>,
+    /// With --features: draw the directions of features anew after every so many steps [default: never].
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), requires = "scheme")]
+    redraw: Option<u64>,
     /// With --scheme favor: relative positions as so many trained waves of each entry of a head.
     #[arg(long, value_name = "S", value_parser = at_least_one, requires = "scheme")]
     sines: Option<usize>,
@@ -217,9 +220,19 @@ impl SketchArgs {
             }
             Scheme::Local => {
                 let settings = LocalSettings::new(self.window.unwrap_or_default());
-                let summary = self.means.then_some(LocalSummary::Means);
+                let summary = match (self.means, self.features) {
+                    (true, Some(_)) => {
+                        return Err(Failure::usage(
+                            "`--means` and `--features` of `--scheme local` are two ways to read the rest",
+                        ));
+                    }
+                    (true, None) => Some(LocalSummary::Means),
+                    (false, Some(_)) => Some(LocalSummary::Features),
+                    (false, None) => None,
+                };
                 attention(AttentionForm::Local(LocalSettings {
                     global: self.global.unwrap_or(0),
+                    features: self.features.unwrap_or(0),
                     summary,
                     ..settings
                 }))
@@ -235,6 +248,11 @@ impl SketchArgs {
             Failure::usage(format!("`--scheme {scheme}` needs `--settings`, such as '{example}'"))
         })?;
         Settings::parse(asked).map_err(|why| Failure::usage(format!("`--settings`: {why}")))
+    }
+
+    /// Steps after which directions are drawn anew.
+    pub(super) fn redraw(&self) -> Option<u64> {
+        self.redraw
     }
 
     /// How ranks are chosen during training.
@@ -258,7 +276,7 @@ impl SketchArgs {
             )));
         }
         let ranked = &[Scheme::Panther, Scheme::Lowrank, Scheme::LowrankDiag, Scheme::Tt];
-        let of: [(&str, bool, &[Scheme]); 12] = [
+        let of: [(&str, bool, &[Scheme]); 13] = [
             ("--rank", self.rank.is_some(), ranked),
             ("--cores", self.cores.is_some(), &[Scheme::Tt]),
             ("--terms", self.terms.is_some(), &[Scheme::Panther]),
@@ -268,7 +286,8 @@ impl SketchArgs {
             ("--two-sided", self.two_sided, &[Scheme::Panther]),
             ("--start", self.start.is_some(), &[Scheme::Panther, Scheme::Structured]),
             ("--form", self.form.is_some(), &[Scheme::Structured]),
-            ("--features", self.features.is_some(), &[Scheme::Favor]),
+            ("--features", self.features.is_some(), &[Scheme::Favor, Scheme::Local]),
+            ("--redraw", self.redraw.is_some(), &[Scheme::Favor, Scheme::Local]),
             ("--landmarks", self.landmarks.is_some(), &[Scheme::Nystrom]),
             ("--window", self.window.is_some(), &[Scheme::Local]),
         ];

@@ -283,3 +283,27 @@ fn absurd_extents_do_not_overflow() {
     assert!(milliseconds(&matmul(huge, huge, huge), 1).is_finite());
     assert!(milliseconds(&matmul(0, 0, 0), 1) > 0.0);
 }
+
+/// What drawn signs take of the time of stored ones.
+fn drawn_over_stored([m, n, k]: [usize; 3], axis: usize, range: [usize; 2]) -> f64 {
+    let stored = matmul(m, n, k);
+    let right = margay_tensor::Storage::with_signs(margay_tensor::Signs::new(axis, range, [7, 5], 0.25));
+    let drawn = MatMul { types: ProductTypes { right, ..ProductTypes::F32 }, ..stored.clone() };
+    milliseconds(&drawn, 1) / milliseconds(&stored, 1)
+}
+
+#[test]
+fn drawn_signs_pay_where_they_fill_panels() {
+    let columns = |m, half| drawn_over_stored([m, 2 * half, 8192], 1, [half, 2 * half]);
+    let terms = |m, half| drawn_over_stored([m, 8192, 2 * half], 0, [0, half]);
+    for m in [1, 16, 64, 256] {
+        // Sixteen columns beside sixteen are two panels in place of one.
+        assert!(columns(m, 16) > 1.2, "{m} rows: {}", columns(m, 16));
+        for half in [32, 64, 512] {
+            assert!(columns(m, half) < 1.05 && terms(m, half) < 1.05, "{m} rows, {half} of each");
+        }
+    }
+    // Half of the bytes, where these take the time.
+    assert!(columns(1, 512) < 0.75 && terms(1, 512) < 0.75);
+    assert!(columns(256, 512) > 0.9);
+}

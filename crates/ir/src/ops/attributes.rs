@@ -95,7 +95,7 @@ macro_rules! plain {
         }
     )* };
 }
-plain! { usize, "a count"; i64, "an integer"; bool, "`true` or `false`" }
+plain! { usize, "a count"; u64, "an integer from 0 on"; i64, "an integer"; bool, "`true` or `false`" }
 
 impl Attribute for Bits {
     fn write(&self) -> String {

@@ -341,5 +341,6 @@ ops![
     NonMaxSuppression,
     Pool,
     Recurrence,
+    Sketch,
     Softmax,
 ];

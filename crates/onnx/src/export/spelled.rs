@@ -1,5 +1,5 @@
 //! Operators that ONNX lacks, spelled as others: those of backward passes of convolutional networks as windows, products and sums
-//! of windows, recurrences that are no layer of ONNX as loops.
+//! of windows, recurrences that are no layer of ONNX as loops, sketches as products and lookups.
 
 use margay_ir::ops::{
     Bits, Col2im, Const, ConvKernelGradient, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient, Numbers,
@@ -29,6 +29,9 @@ fn spelled(g: &Graph, n: NodeId, _: &()) -> RuleResult {
             vec![Spelling { g, origin, patch: &mut patch }.conv_kernel_gradient(n, op)?]
         }
         Op::MaxPoolGradient(op) => vec![Spelling { g, origin, patch: &mut patch }.max_pool_gradient(n, op)?],
+        Op::Sketch(op) => {
+            vec![op.spelled(&mut Builder::patching(g, &mut patch, origin), g.inputs_of(n)[0])?]
+        }
         Op::Recurrence(op) if Layer::find(g, n).is_none() => {
             op.repeated(&mut Builder::patching(g, &mut patch, origin), &g.inputs_of(n))?
         }

@@ -5,8 +5,8 @@ use super::sequences::Slots;
 use super::{
     Importer, Slot, activations, attention, control, convolutions, decided, einsum, elementwise, grouped,
     integers, learning, leaves, losses, machines, microsoft, normalizations, padding, pixels, places, pools,
-    products, quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, slices,
-    statistics, transposed, trees, trigonometry,
+    products, quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, sketches,
+    slices, statistics, transposed, trees, trigonometry,
 };
 use crate::model::MICROSOFT;
 
@@ -15,6 +15,9 @@ const DEFAULT: &str = "";
 
 /// The domain of operators of classical machine learning.
 const LEARNING: &str = "ai.onnx.ml";
+
+/// The domain of our own operators, which others have no word for.
+const MARGAY: &str = "margay";
 
 /// Adds what a node means to the graph.
 type Import = for<'a> fn(&mut Importer<'a>, &Call<'a>) -> Imported;
@@ -299,6 +302,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     of(MICROSOFT, "RotaryEmbedding", 1, microsoft::rotary_embedding),
     of(MICROSOFT, "SkipLayerNormalization", 1, microsoft::skip_layer_normalization),
     of(MICROSOFT, "SkipSimplifiedLayerNormalization", 1, microsoft::skip_simplified_layer_normalization),
+    of(MARGAY, "Sketch", 1, sketches::sketch),
 ];
 
 #[cfg(test)]

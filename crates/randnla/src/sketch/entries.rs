@@ -6,24 +6,14 @@
 //! `i · nonzeros + k`; that of index `j` of factor `k` of a tensor sketch is block `k · 2⁴⁰ + j`; the SRHT draws row `i` by
 //! block `i` and takes signs from bits of blocks from `2⁴⁰` on.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use faer::{Mat, MatRef};
-use margay_tensor::random::Philox;
+use margay_tensor::random::{Philox, below};
 
 use super::signed::Signed;
-use super::{Kind, Law, Single, Sketch, below};
+use super::{Kind, Law, Single, Sketch};
 use crate::{Scalar, Sparse};
-
-/// The block where a second kind of draws begins.
-const SECOND: u64 = 1 << 40;
-
-/// A position of 64 bits and a sign, from one block.
-fn draw(philox: &Philox, block: u64) -> (u64, f64) {
-    let [low, high, sign, _] = philox.block(block);
-    (u64::from(low) | u64::from(high) << 32, if sign & 1 == 0 { 1.0 } else { -1.0 })
-}
 
 impl Single {
     /// The block, row-major, of a dense law.
@@ -64,7 +54,7 @@ impl Single {
             Law::Less { nonzeros, draw: law } => {
                 for i in rows.clone() {
                     for k in 0..*nonzeros {
-                        let (bits, sign) = draw(&philox, (i * nonzeros + k) as u64);
+                        let (bits, sign) = philox.draw((i * nonzeros + k) as u64);
                         let (j, p) = law.index(bits, self.columns);
                         push(i, j, sign / p.sqrt());
                     }
@@ -72,7 +62,7 @@ impl Single {
             }
             Law::Rows(law) => {
                 for i in rows.clone() {
-                    let (j, p) = law.index(draw(&philox, i as u64).0, self.columns);
+                    let (j, p) = law.index(philox.draw(i as u64).0, self.columns);
                     push(i, j, 1.0 / p.sqrt());
                 }
             }
@@ -105,41 +95,25 @@ impl Single {
         if let Law::Tensor { extents } = &self.law {
             let (mut rest, mut row, mut sign) = (j, 0, 1.0);
             for (k, extent) in extents.iter().enumerate().rev() {
-                let (bits, s) = draw(philox, SECOND * k as u64 + (rest % extent) as u64);
+                let (bits, s) = philox.draw(Philox::SECOND * k as u64 + (rest % extent) as u64);
                 row = (row + below(bits, self.rows)) % self.rows;
                 (rest, sign) = (rest / extent, sign * s);
             }
             column.fill((row, sign));
             return;
         }
-        // Floyd's draw of a set: all sets of rows are equally likely.
-        let nonzeros = column.len();
-        for k in 0..nonzeros {
-            let last = self.rows - nonzeros + k;
-            let (bits, sign) = draw(philox, (j * nonzeros + k) as u64);
-            let i = below(bits, last + 1);
-            let taken = column[..k].iter().any(|(other, _)| *other == i);
-            column[k] = (if taken { last } else { i }, sign);
-        }
+        philox.draw_set(j, self.rows, column);
     }
 
     /// The rows of the Hadamard matrix that rows `rows` of an SRHT are.
     pub(super) fn hadamard_rows(&self, rows: Range<usize>) -> Vec<usize> {
-        // Fisher and Yates's shuffle of `0..n`, of which only what was moved is stored.
-        let (philox, n) = (self.philox(), self.columns.next_power_of_two());
-        let mut moved: HashMap<usize, usize> = HashMap::new();
-        let shuffled = (0..rows.end).map(|i| {
-            let at = i + below(draw(&philox, i as u64).0, n - i);
-            let here = moved.remove(&i).unwrap_or(i);
-            if at == i { here } else { moved.insert(at, here).unwrap_or(at) }
-        });
-        shuffled.skip(rows.start).collect()
+        self.philox().draw_order(self.columns.next_power_of_two(), rows)
     }
 
     /// The signs `D` of these columns of an SRHT.
     pub(super) fn hadamard_signs<T: Scalar>(&self, columns: Range<usize>) -> Vec<T> {
         let mut signs = vec![T::ZERO; columns.len()];
-        let first = SECOND * 128 + columns.start as u64;
+        let first = Philox::SECOND * 128 + columns.start as u64;
         T::fill(crate::Distribution::Sign, &self.philox(), first, &mut signs);
         signs
     }

@@ -17,7 +17,7 @@ mod srht;
 use std::ops::Range;
 use std::sync::Arc;
 
-use margay_tensor::random::Philox;
+use margay_tensor::random::{Philox, below};
 
 use crate::view::check_window;
 use crate::{Distribution, Matrix, RandnlaError, Scalar};
@@ -106,11 +106,6 @@ impl Draw {
             }
         }
     }
-}
-
-/// A number below `n` from 64 random bits.
-fn below(bits: u64, n: usize) -> usize {
-    ((u128::from(bits) * n as u128) >> 64) as usize
 }
 
 /// A sketching matrix `S`, `rows x columns`, named by its [`Law`], shape, seed and stream.

@@ -1,6 +1,6 @@
 //! Subspace embeddings: for an `r`-dimensional subspace with basis `Q`, all singular values of `S Q` are within `1 ± δ`.
 
-use margay_randnla::{Distribution, Draw, Law, Matrix, Sketch, leverage_scores};
+use margay_randnla::{Distribution, Draw, Law, Matrix, Scalar, Sketch, leverage_scores};
 
 use crate::spectra::{gaussian, orthonormal, singular_values};
 
@@ -17,7 +17,15 @@ fn rows(delta: f64) -> usize {
 }
 
 fn distortion(sketch: &Sketch, basis: &Matrix) -> f64 {
-    let values = singular_values(&sketch.apply(basis).unwrap());
+    distortion_in::<f64>(sketch, basis)
+}
+
+/// The same of a product in some precision.
+fn distortion_in<T: Scalar>(sketch: &Sketch, basis: &Matrix) -> f64 {
+    let basis = Matrix::<T>::from_fn(basis.rows(), basis.columns(), |i, j| T::from_f64(basis.at(i, j)));
+    let image = sketch.apply(&basis).unwrap();
+    let image = Matrix::<f64>::from_fn(image.rows(), image.columns(), |i, j| image.at(i, j).to_f64());
+    let values = singular_values(&image);
     (values[0] - 1.0).max(1.0 - values[values.len() - 1])
 }
 
@@ -27,6 +35,11 @@ fn coherent() -> Matrix {
 }
 
 fn laws() -> Vec<(&'static str, Law)> {
+    laws_of([32, 32])
+}
+
+/// All laws, for as many columns as two factors of a Kronecker product have together.
+fn laws_of(extents: [usize; 2]) -> Vec<(&'static str, Law)> {
     let dense = |d| Law::Dense(d);
     vec![
         ("gaussian", dense(Distribution::Gaussian)),
@@ -38,11 +51,12 @@ fn laws() -> Vec<(&'static str, Law)> {
         ("count", Law::Sjlt { nonzeros: 1 }),
         ("srht", Law::Srht),
         ("less 16", Law::Less { nonzeros: 16, draw: Draw::UNIFORM }),
-        ("tensor", Law::Tensor { extents: vec![32, 32] }),
+        ("tensor", Law::Tensor { extents: extents.to_vec() }),
     ]
 }
 
-/// Random subspaces: in none of 64 draws is the distortion greater than that for which Gaussian entries fail once in 1000.
+/// Random subspaces: in none of 64 draws is the distortion greater than that for which Gaussian entries fail once in 1000, in f64
+/// and in f32.
 #[test]
 fn random_subspaces_are_embedded_by_every_law() {
     let basis = orthonormal(N, R, 5);
@@ -50,23 +64,25 @@ fn random_subspaces_are_embedded_by_every_law() {
         let d = rows(delta).min(N);
         for (name, law) in laws() {
             for seed in 0..64 {
-                let found = distortion(&Sketch::new(law.clone(), d, N, seed, 1).unwrap(), &basis);
-                assert!(found <= delta, "{name} with {d} rows, seed {seed}: {found}, at most {delta}");
+                let sketch = Sketch::new(law.clone(), d, N, seed, 1).unwrap();
+                for found in [distortion(&sketch, &basis), distortion_in::<f32>(&sketch, &basis)] {
+                    assert!(found <= delta, "{name} with {d} rows, seed {seed}: {found}, at most {delta}");
+                }
             }
         }
     }
 }
 
-/// A finer distortion needs more rows: 10 % of it at 16 seeds.
+/// A finer distortion needs more rows: 10 % of it by every law, in f64 and, of another draw, in f32.
 #[test]
 fn ten_percent_takes_a_hundred_times_the_rows() {
     let d = rows(0.1);
     let n = 8192;
     let basis = orthonormal(n, R, 6);
-    for law in [Law::Sjlt { nonzeros: 8 }, Law::Srht, Law::Dense(Distribution::Sign)] {
-        for seed in 0..2 {
-            let found = distortion(&Sketch::new(law.clone(), d, n, seed, 1).unwrap(), &basis);
-            assert!(found <= 0.1, "{law:?} with {d} rows, seed {seed}: {found}");
+    for (name, law) in laws_of([64, 128]) {
+        let sketch = |seed| Sketch::new(law.clone(), d, n, seed, 1).unwrap();
+        for found in [distortion(&sketch(0), &basis), distortion_in::<f32>(&sketch(1), &basis)] {
+            assert!(found <= 0.1, "{name} with {d} rows: {found}");
         }
     }
 }

@@ -10,7 +10,8 @@ use margay_tensor::{DType, Tensor};
 /// Which constants learn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Train {
-    /// Factors of sketched layers, and the biases behind them.
+    /// Factors of sketched layers, and the biases behind them; weights and biases of the products around attention in another
+    /// form.
     #[default]
     Sketch,
     /// These, and what normalizations scale by and add.

@@ -15,6 +15,8 @@ pub(super) struct Labelled<'a> {
     pub(super) options: &'a Supervised,
     /// The model, with factors of the ranks that they have now.
     pub(super) model: Graph,
+    /// The model as it was at first, which names directions of features.
+    pub(super) forward: &'a Graph,
     pub(super) data: &'a Samples,
     pub(super) train: Vec<usize>,
     pub(super) held_out: Vec<usize>,
@@ -53,6 +55,12 @@ impl Task for Labelled<'_> {
             Some(_) => Some(self),
             None => None,
         }
+    }
+
+    fn changed(&mut self, step: u64) -> Result<Tensors, TrainError> {
+        let redraw = self.options.redraw.as_ref();
+        let due = redraw.and_then(|redraw| Some((redraw, redraw.due(step)?)));
+        due.map_or_else(|| Ok(Tensors::new()), |(redraw, number)| redraw.draw(self.forward, number))
     }
 
     fn rows(&self) -> usize {

@@ -192,7 +192,7 @@ impl Labelled<'_> {
         let forward = self.options.with_output(&model)?;
         let (step, evaluator) = self.options.compiled(&forward, &self.interruption)?;
         let of_step = |name: &String| states.iter().find(|(other, _)| other == name).cloned();
-        let parameters = step.parameters.iter().filter_map(of_step).collect();
+        let parameters = step.parameters.iter().chain(&step.held).filter_map(of_step).collect();
         Ok(Some(Resized { model, step, evaluator, states, parameters, bound }))
     }
 

@@ -176,12 +176,13 @@ fn gradients_are_those_of_the_mask_of_the_step() {
         schedule: Schedule::Constant { warm_up: 0.0 },
         clip: None,
     };
-    let step = TrainingStep::dropping(&graph, &nodes, &squared, &update, SEED).unwrap();
+    let step = TrainingStep::dropping(&graph, [&nodes, &[]], &squared, &update, SEED).unwrap();
     assert_eq!(step.parameters, ["a", "b"]);
     assert_eq!(step.data().len(), 2, "the number of the step is a state");
     let renamed = text::parse(&source.replace("%x", "%step"), &constants).unwrap();
     let nodes: Vec<NodeId> = parameter_names(&renamed).into_iter().map(|(n, _)| n).collect();
-    let refused = TrainingStep::dropping(&renamed, &nodes, &squared, &update, SEED).unwrap_err().to_string();
+    let refused =
+        TrainingStep::dropping(&renamed, [&nodes, &[]], &squared, &update, SEED).unwrap_err().to_string();
     assert_eq!(refused, "two inputs of the training step are called `step`");
     let (x, target) = (normal(&[6, 4], 3), normal(&[6, 3], 4));
     let (one, rate) = (Tensor::scalar(1f32), Tensor::scalar(0.5f32));

@@ -9,9 +9,10 @@ use margay_passes::sketch::{
 use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
 use margay_testkit::parse_with_random_constants;
-use margay_train::{Objective, Optimizer, Trained};
+use margay_train::redraw::{Redraw, directions};
+use margay_train::{Objective, Optimizer, Stop, Supervised, Trained};
 
-use crate::support::supervised;
+use crate::support::{StopAfter, supervised};
 
 const POSITIONS: usize = 16;
 const WIDTH: usize = 8;
@@ -94,4 +95,94 @@ fn a_model_learns_where_to_look_with_each_form_of_attention() {
         assert!(accuracy > right, "{name}: {accuracy}, {:?}", trained.fitted.history);
         assert!(best.error < 0.8 * first.error, "{name}: {} of {}", best.error, first.error);
     }
+}
+
+/// Steps from one draw of directions to the next.
+const EVERY: u64 = 7;
+
+fn features(seed: u64) -> AttentionTraining {
+    AttentionTraining { form: AttentionForm::Favor(FavorSettings::new(16)), seed, modules: None }
+}
+
+/// The directions of a graph.
+fn contents(g: &Graph) -> Vec<Tensor> {
+    directions(g).into_iter().map(|n| g.constant(n.into()).unwrap().tensor().clone()).collect()
+}
+
+/// The directions of a draw.
+fn drawn(number: u64) -> Vec<Tensor> {
+    let mut g = parse_with_random_constants(MODEL).0;
+    attention_for_training(&mut g, &features(2 + (number << 32)), &mut Cx::default()).unwrap();
+    contents(&g)
+}
+
+fn redrawing() -> Supervised {
+    let exact = parse_with_random_constants(MODEL).0;
+    let mut options = supervised(Objective::CrossEntropy, 40);
+    options.redraw = Some(Redraw { every: EVERY, exact, attention: features(2) });
+    options
+}
+
+#[test]
+fn the_model_that_is_kept_has_the_directions_it_was_evaluated_with() {
+    let ((samples, labels), options) = (samples(200), redrawing());
+    let g = replaced(Some(features(2).form));
+    assert_eq!(contents(&g), drawn(0));
+    let trained = options.train(&g, &samples, Some(&labels), &mut Silent).unwrap();
+    let best = trained.fitted.best().step;
+    // Trained are the products, and no direction.
+    assert_eq!(trained.parameters, 3 * 64 + 8 * CLASSES);
+    // The draw of the last step before the evaluation.
+    assert!(best > EVERY, "{:?}", trained.fitted.history);
+    let found = trained.fitted.parameters.iter().filter(|(name, _)| name.contains("random"));
+    let found: Vec<Tensor> = found.map(|(_, t)| t.clone()).collect();
+    assert_eq!(found, drawn((best - 1) / EVERY));
+    assert_ne!(found, drawn(0));
+    let of = |g: &Graph| -> Vec<Tensor> {
+        let shape = found[0].shape();
+        let constants =
+            g.order().into_iter().filter_map(|n| g.constant(n.into()).map(|c| c.tensor().clone()));
+        constants.filter(|t| t.shape() == shape).collect()
+    };
+    assert_eq!(of(&trained.graph), found);
+    // Directions that stay make another course.
+    let staying = Supervised { redraw: None, ..options };
+    let other = staying.train(&g, &samples, Some(&labels), &mut Silent).unwrap();
+    assert_ne!(other.fitted.best().error, trained.fitted.best().error);
+    assert_eq!(of(&other.graph), drawn(0));
+}
+
+#[test]
+fn a_run_that_goes_on_draws_the_same_directions() {
+    let (samples, labels) = samples(200);
+    let g = replaced(Some(features(2).form));
+    let whole = redrawing().train(&g, &samples, Some(&labels), &mut Silent).unwrap();
+    for steps in [EVERY, EVERY + 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = redrawing();
+        options.fit.checkpoint = Some(folder.path().join("checkpoint.safetensors"));
+        let begun = options.train(&g, &samples, Some(&labels), &mut StopAfter::steps(steps)).unwrap();
+        assert_eq!((begun.fitted.stop, begun.fitted.steps), (Stop::Interrupted, steps));
+        options.fit.resume = true;
+        let resumed = options.train(&g, &samples, Some(&labels), &mut Silent).unwrap();
+        assert_eq!(resumed.fitted.parameters, whole.fitted.parameters);
+        // A checkpoint of other draws is no beginning.
+        options.redraw.as_mut().unwrap().every = 5;
+        let refused = options.train(&g, &samples, Some(&labels), &mut Silent).unwrap_err().to_string();
+        assert!(refused.contains("the steps between draws of directions"), "{refused}");
+    }
+}
+
+#[test]
+fn what_has_no_directions_is_refused() {
+    let (samples, labels) = samples(200);
+    let train = |options: &Supervised, g: &Graph| {
+        options.train(g, &samples, Some(&labels), &mut Silent).unwrap_err().to_string()
+    };
+    let refused = train(&redrawing(), &replaced(None));
+    assert!(refused.contains("no directions of random features"), "{refused}");
+    let mut never = redrawing();
+    never.redraw.as_mut().unwrap().every = 0;
+    let refused = train(&never, &replaced(Some(features(2).form)));
+    assert!(refused.contains("after 0 steps"), "{refused}");
 }

@@ -2,6 +2,7 @@
 //! structured weights, dropout.
 
 mod attention_forms;
+mod convolutions;
 mod dropout;
 mod fit;
 mod ranks;

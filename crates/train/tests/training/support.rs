@@ -25,6 +25,7 @@ pub(crate) fn supervised(objective: Objective, steps: u64) -> Supervised {
         fit: FitOptions { length: Length::Steps(steps), batch: 16, evaluations: 4, ..FitOptions::default() },
         held_out: 0.2,
         ranks: None,
+        redraw: None,
         max_saved_bytes: None,
         threads: 1,
         backend: backend::native(),

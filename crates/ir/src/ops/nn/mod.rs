@@ -15,6 +15,7 @@ mod max_pool_gradient;
 mod non_max_suppression;
 mod pool;
 pub mod recurrence;
+mod sketch;
 mod softmax;
 mod wide;
 
@@ -33,4 +34,5 @@ pub use max_pool_gradient::MaxPoolGradient;
 pub use non_max_suppression::NonMaxSuppression;
 pub use pool::{Pool, PoolKind};
 pub use recurrence::Recurrence;
+pub use sketch::{Sketch, SketchLaw};
 pub use softmax::Softmax;
