@@ -117,7 +117,10 @@ impl Exporter<'_> {
                     Ok(e.emit(name, "", &[&[image], &x[1..]].concat(), attributes))
                 })
             }
-            Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) | Op::Recurrence(_) => {
+            Op::ConvKernelGradient(_)
+            | Op::FeatureAttention(_)
+            | Op::MaxPoolGradient(_)
+            | Op::Recurrence(_) => {
                 unreachable!("`{}` is written elsewhere", op.name())
             }
             Op::Col2im(op) => self.col2im(n, x[0], op),
