@@ -9,9 +9,10 @@ use margay_loops::Preferences;
 use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, ExpandRecurrences, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention,
-    RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention,
-    RecognizePiecewise, RecognizeSilu, RemoveDead, RemoveDropout, Simplify, read_pass,
+    AssignLayout, ExpandFeatureAttention, ExpandRecurrences, Files, FoldConstants, FoldScales,
+    MergeDuplicates, RecognizeAttention, RecognizeFeatureAttention, RecognizeGelu, RecognizeIntegerProducts,
+    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, RemoveDead,
+    RemoveDropout, Simplify, read_pass,
 };
 
 /// One entry of a pipeline.
@@ -183,6 +184,10 @@ impl Pipeline {
         let mut items = vec![
             PipelineItem::Run(Box::new(ExpandRecurrences)),
             PipelineItem::Run(Box::new(RecognizeIntegerProducts)),
+            PipelineItem::Run(match preferences.features_in_attention {
+                true => Box::new(RecognizeFeatureAttention),
+                false => Box::new(ExpandFeatureAttention),
+            }),
         ];
         if preferences.channels_last {
             items.push(PipelineItem::Run(Box::new(AssignLayout)));

@@ -3,6 +3,7 @@
 
 mod attention;
 mod favor;
+mod features;
 mod forms;
 mod layers;
 mod relative;
