@@ -285,7 +285,7 @@ fn kernels_of_a_folder_are_compared_with_the_processor() {
     let report = json(&machine.done(&format!("{test} --json")).stdout);
     let cases = report["cases"].as_array().unwrap();
     let families: Vec<&str> = cases.iter().map(|case| case["family"].as_str().unwrap()).collect();
-    assert_eq!(families, ["loops", "loops", "attention", "attention", "attention"]);
+    assert_eq!(families, ["loops", "loops", "attention", "attention", "attention", "attention"]);
     for case in cases {
         assert!(case["problem"].is_null() && case["ms"].as_f64().unwrap() > 0.0, "{case}");
     }

@@ -28,6 +28,7 @@ const WITHOUT: &[(&str, &str)] = &[
     ("conv", "there is no rule for channels last"),
     ("pool", "there is no rule for channels last"),
     ("recurrence", "a state that is rounded to 8 bits has no derivative"),
+    ("feature_attention", "there is no rule for features that are made on the way"),
     ("pack", "there is no rule for a part whose extent a run decides"),
     ("non_max_suppression", "there is no rule for scores of boxes that are left"),
 ];

@@ -9,10 +9,10 @@ use margay_loops::Preferences;
 use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, ExpandRecurrences, ExpandSketches, Files, FoldConstants, FoldScales, MergeDuplicates,
-    RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm,
-    RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, RemoveDead, RemoveDropout, Simplify,
-    read_pass,
+    AssignLayout, ExpandFeatureAttention, ExpandRecurrences, ExpandSketches, Files, FoldConstants,
+    FoldScales, MergeDuplicates, RecognizeAttention, RecognizeFeatureAttention, RecognizeGelu,
+    RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
+    RecognizeSilu, RemoveDead, RemoveDropout, Simplify, read_pass,
 };
 
 /// One entry of a pipeline.
@@ -185,6 +185,10 @@ impl Pipeline {
             PipelineItem::Run(Box::new(ExpandSketches)),
             PipelineItem::Run(Box::new(ExpandRecurrences)),
             PipelineItem::Run(Box::new(RecognizeIntegerProducts)),
+            PipelineItem::Run(match preferences.features_in_attention {
+                true => Box::new(RecognizeFeatureAttention),
+                false => Box::new(ExpandFeatureAttention),
+            }),
         ];
         if preferences.channels_last {
             items.push(PipelineItem::Run(Box::new(AssignLayout)));

@@ -8,10 +8,11 @@ use margay_ir::Pass;
 use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
-    ApplyPlan, AssignLayout, BindDims, Differentiate, DrawSigns, ExpandRecurrences, ExpandSketches,
-    FoldConstants, FoldScales, MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu,
-    RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
-    RecognizeSilu, Recompute, RemoveDead, RemoveDropout, RoundOperands, Simplify, StoreConstants,
+    ApplyPlan, AssignLayout, BindDims, Differentiate, DrawSigns, ExpandFeatureAttention, ExpandRecurrences,
+    ExpandSketches, FoldConstants, FoldScales, MakeTrainable, MergeDuplicates, PadDecided,
+    RecognizeAttention, RecognizeFeatureAttention, RecognizeGelu, RecognizeIntegerProducts,
+    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
+    RemoveDropout, RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -35,6 +36,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "bind-dims", read: |text, _| boxed(BindDims::read(text)) },
     PassEntry { name: "differentiate", read: |text, _| boxed(Differentiate::read(text)) },
     PassEntry { name: "draw-signs", read: |text, _| plain(text, DrawSigns) },
+    PassEntry { name: "expand-feature-attention", read: |text, _| plain(text, ExpandFeatureAttention) },
     PassEntry { name: "expand-recurrences", read: |text, _| plain(text, ExpandRecurrences) },
     PassEntry { name: "expand-sketches", read: |text, _| plain(text, ExpandSketches) },
     PassEntry { name: "fold-constants", read: |text, _| boxed(FoldConstants::read(text)) },
@@ -43,6 +45,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "merge-duplicates", read: |text, _| plain(text, MergeDuplicates) },
     PassEntry { name: "pad-decided", read: |text, _| plain(text, PadDecided) },
     PassEntry { name: "recognize-attention", read: |text, _| plain(text, RecognizeAttention) },
+    PassEntry { name: "recognize-feature-attention", read: |text, _| plain(text, RecognizeFeatureAttention) },
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
     PassEntry { name: "recognize-integer-products", read: |text, _| plain(text, RecognizeIntegerProducts) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },

@@ -4,6 +4,7 @@
 mod attention;
 mod derivatives;
 mod favor;
+mod features;
 mod forms;
 mod hybrid;
 mod kernels;

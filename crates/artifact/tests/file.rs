@@ -27,6 +27,7 @@ impl Backend for Reversing {
         Preferences {
             buffer_align: 64,
             channels_last: false,
+            features_in_attention: false,
             max_fused: 1,
             cheap_operations: 0,
             extent_steps: vec![],

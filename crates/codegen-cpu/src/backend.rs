@@ -68,6 +68,7 @@ impl Backend for CpuBackend {
         Preferences {
             buffer_align: BUFFER_ALIGN,
             channels_last: true,
+            features_in_attention: true,
             max_fused: 48,
             cheap_operations: 4,
             extent_steps,

@@ -23,7 +23,8 @@
 //! frequencies, and what neighbouring calls leave in the cache.
 
 use margay_loops::{
-    Attention, AttentionGradient, CallArg, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Operations,
+    Attention, AttentionGradient, CallArg, Conv, Epilogue, FeatureAttention, FeatureMap, KernelCall,
+    LinearAttention, MatMul, Operations,
 };
 use margay_tensor::DType;
 use serde::{Deserialize, Serialize};
@@ -182,6 +183,7 @@ impl CostModel {
             KernelCall::Attention(call) => self.attention(call),
             KernelCall::AttentionGradient(call) => self.attention_gradient(call),
             KernelCall::LinearAttention(call) => self.linear_attention(call),
+            KernelCall::FeatureAttention(call) => self.feature_attention(call),
             // They pass over their arguments once or twice.
             KernelCall::Hadamard(_)
             | KernelCall::NonMaxSuppression(_)
@@ -348,6 +350,45 @@ impl CostModel {
             arithmetic: seconds(flops, self.gflops.attention),
             constant_bytes: 0,
             computed_bytes: elements.saturating_mul(F32),
+        }
+    }
+
+    /// As attention of features that are there, and products and functions of them. Of causal attention in spans, those of keys are
+    /// made twice. What is between the products stays in the cache.
+    fn feature_attention(&self, call: &FeatureAttention) -> Load {
+        let heads = product(&[call.batch, call.heads]);
+        let keys = if call.causal { call.kv_len.saturating_mul(2) } else { call.kv_len };
+        let made = product(&[call.q_len.saturating_add(keys), call.features]).saturating_mul(heads);
+        let inner = self.linear_attention(&LinearAttention {
+            dtype: call.dtype,
+            batch: call.batch,
+            heads: call.heads,
+            q_len: call.q_len,
+            kv_len: call.kv_len,
+            features: call.features,
+            v_dim: call.v_dim,
+            epsilon_bits: call.epsilon_bits,
+            causal: call.causal,
+            q: call.q,
+            k: call.k,
+            v: call.v,
+            o: call.o,
+        });
+        let functions = match call.map {
+            FeatureMap::Relu => self.gflops.elementwise,
+            FeatureMap::Exp | FeatureMap::ExpByExponents | FeatureMap::ExpByProducts => {
+                self.gflops.gevaluations
+            }
+        };
+        let products = made.saturating_mul(product(&[2, call.dim]));
+        let rows = heads.saturating_mul(call.q_len.saturating_add(call.kv_len) as u64);
+        let widths = product(&[call.dim.saturating_add(call.v_dim)]);
+        Load {
+            arithmetic: inner.arithmetic
+                + seconds(products, self.gflops.attention)
+                + seconds(made, functions),
+            constant_bytes: 0,
+            computed_bytes: rows.saturating_mul(widths).saturating_mul(F32),
         }
     }
 

@@ -78,6 +78,7 @@ impl Backend for GpuBackend {
         Preferences {
             buffer_align: BUFFER_ALIGN,
             channels_last: true,
+            features_in_attention: false,
             max_fused: 48,
             cheap_operations: 4,
             extent_steps: Vec::new(),

@@ -18,6 +18,8 @@ pub struct Preferences {
     pub buffer_align: usize,
     /// Whether images are to lie channels last before they are lowered.
     pub channels_last: bool,
+    /// Whether attention by random features makes the features itself where nobody else reads them; else they are computed before.
+    pub features_in_attention: bool,
     /// The most nodes of one expression and the most stages behind one loop nest or call; longer chains go through
     /// memory.
     pub max_fused: usize,

@@ -32,8 +32,8 @@ pub use arithmetic::{Arithmetic, Comparison};
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
-    Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, NonMaxSuppression, Pool, ProductTypes, Scale,
-    TopK,
+    FeatureAttention, FeatureMap, Hadamard, KernelCall, LinearAttention, MatLayout, MatMul,
+    NonMaxSuppression, Pool, ProductTypes, Scale, TopK,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};

@@ -349,6 +349,17 @@ const CASES: &[Case] = &[
     ),
     case(
         Family::Attention,
+        "attention by random features",
+        "2 heads, 70 positions, 20 features",
+        SUMS,
+        false,
+        "graph @g(%q: f32[1, 2, 70, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 32], %w: f32[8, 20]) -> (y: f32[1, 2, 70, 32]) {
+           %0 = feature_attention %q, %k, %v, %w, %w {map = exp-by-exponents, key_norm = 0.5, least = 0.01} : f32[1, 2, 70, 32]
+           return %0
+         }",
+    ),
+    case(
+        Family::Attention,
         "attention",
         "8x12 heads, 512 keys of 64",
         SUMS,

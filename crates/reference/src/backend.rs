@@ -49,6 +49,7 @@ impl Backend for ReferenceBackend {
         Preferences {
             buffer_align: BUFFER_ALIGN,
             channels_last: false,
+            features_in_attention: true,
             max_fused: 20,
             cheap_operations: 4,
             extent_steps: vec![],
@@ -76,6 +77,7 @@ impl Backend for ReferenceBackend {
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
             | KernelCall::ConvKernelGradient(_)
+            | KernelCall::FeatureAttention(_)
             | KernelCall::Hadamard(_)
             | KernelCall::Attention(_)
             | KernelCall::AttentionGradient(_)

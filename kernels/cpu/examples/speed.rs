@@ -8,8 +8,9 @@ use std::time::Duration;
 use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, Hadamard,
-    KernelCall, LinearAttention, MatLayout, MatMul, Precision, ProductTypes,
+    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue,
+    FeatureAttention, FeatureMap, Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, Precision,
+    ProductTypes,
 };
 use margay_tensor::DType;
 
@@ -186,6 +187,40 @@ fn calls() -> Vec<KernelCall> {
             k: wide,
             v: strides,
             o: strides,
+        }));
+    }
+    for (n, features, map, causal) in [
+        (2048, 128, FeatureMap::ExpByExponents, false),
+        (8192, 128, FeatureMap::ExpByExponents, false),
+        (8192, 256, FeatureMap::ExpByExponents, false),
+        (8192, 256, FeatureMap::Relu, false),
+        (8192, 256, FeatureMap::Exp, true),
+    ] {
+        let (heads, d) = (8, 64);
+        let strides = [n * heads * d, d, heads * d];
+        calls.push(KernelCall::FeatureAttention(FeatureAttention {
+            dtype: DType::F32,
+            batch: 1,
+            heads,
+            q_len: n,
+            kv_len: n,
+            dim: d,
+            features,
+            v_dim: d,
+            map,
+            query_norm_bits: 0,
+            key_norm_bits: if map == FeatureMap::Relu { 0 } else { 0.5f32.to_bits() },
+            least_bits: 1e-6f32.to_bits(),
+            epsilon_bits: 0,
+            causal,
+            q: strides,
+            k: strides,
+            v: strides,
+            o: strides,
+            query_directions: [0, features, 1],
+            key_directions: [0, features, 1],
+            mask: None,
+            weights: None,
         }));
     }
     for batch in [1, 8] {

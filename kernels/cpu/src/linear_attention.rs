@@ -6,17 +6,23 @@
 //! chunks: what a query sees of its own chunk is a small product with the upper triangle left out, and the state
 //! carries the rest. Where there is one span, its state is never stored.
 //!
+//! `features`: those that are made of queries and keys on the way; then no array of features of all positions is there. `span`: what
+//! is done with the positions of one span.
+//!
 //! Spans and chunks depend on the extents alone, and sums go in the order of the keys: the bits do not depend on the
 //! number of threads. A row whose denominator is 0 is a quotient by 0.
 
-use margay_loops::{LinearAttention, Needs};
+mod features;
+mod span;
 
+use margay_loops::{FeatureAttention, LinearAttention, Needs};
+
+use self::features::Features;
+use self::span::{Parts, Span};
 use crate::Class;
-use crate::block::{Block, Left, Right, multiply};
-use crate::fetch::Fetch;
-use crate::isa::{Isa, PANEL, from};
-use crate::pack::{copy_matrix, row_stride};
-use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::isa::{Isa, PANEL};
+use crate::pack::{Workspace, row_stride};
+use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
 use crate::prepared::expect_f32;
 use crate::{Phase, Prepared};
 
@@ -66,6 +72,10 @@ params! {
         v_at: usize,
         o_at: usize,
         workspace_at: usize,
+        /// Where the states begin in the workspace.
+        states: usize,
+        /// How features are made of queries and keys, if they are.
+        made: Features,
     }
 }
 
@@ -76,8 +86,8 @@ pub(crate) fn prepare(class: Class, call: &LinearAttention) -> Result<Prepared, 
         return Err(format!("causal linear attention of {} queries and {} keys", call.q_len, call.kv_len));
     }
     let mut at = Positions::default();
-    let span = call.kv_len.max(call.q_len).div_ceil(ENOUGH_SPANS).next_multiple_of(CHUNK);
-    let span = span.clamp(*SPANS.start(), *SPANS.end());
+    let [q_at, k_at, v_at, o_at] = std::array::from_fn(|_| at.next());
+    let workspace = Workspace::new(class, at.next());
     let params = Params {
         phase: STATES,
         heads: call.heads,
@@ -87,19 +97,68 @@ pub(crate) fn prepare(class: Class, call: &LinearAttention) -> Result<Prepared, 
         v_dim: call.v_dim,
         epsilon_bits: call.epsilon_bits as usize,
         causal: usize::from(call.causal),
-        span,
-        spans: call.kv_len.div_ceil(span).max(1),
+        span: 0,
+        spans: 0,
         q: call.q,
         k: call.k,
         v: call.v,
         o: call.o,
-        q_at: at.next(),
-        k_at: at.next(),
-        v_at: at.next(),
-        o_at: at.next(),
-        workspace_at: at.next(),
+        q_at,
+        k_at,
+        v_at,
+        o_at,
+        workspace_at: workspace.at,
+        states: 0,
+        made: Features::as_they_lie(call.features),
     };
-    let sequences = call.batch * call.heads;
+    Ok(phases(class, params, call.batch, workspace))
+}
+
+/// How a class runs linear attention that makes its features.
+pub(crate) fn prepare_made(class: Class, call: &FeatureAttention) -> Result<Prepared, String> {
+    expect_f32(call.dtype)?;
+    if call.causal && (call.q_len != call.kv_len || call.map.sees_all_keys()) {
+        let (map, queries, keys) = (call.map.name(), call.q_len, call.kv_len);
+        return Err(format!("causal attention by features `{map}` of {queries} queries and {keys} keys"));
+    }
+    let mut at = Positions::default();
+    let [q_at, k_at, v_at, of_queries, of_keys] = std::array::from_fn(|_| at.next());
+    // The result and the workspace come behind what not every call has.
+    let further = usize::from(call.mask.is_some()) + usize::from(call.weights.is_some());
+    let mut workspace = Workspace::new(class, of_keys + further + 2);
+    let made = Features::made(call, [of_queries, of_keys], &mut at, &mut workspace);
+    let params = Params {
+        phase: STATES,
+        heads: call.heads,
+        q_len: call.q_len,
+        kv_len: call.kv_len,
+        features: call.features,
+        v_dim: call.v_dim,
+        epsilon_bits: call.epsilon_bits as usize,
+        causal: usize::from(call.causal),
+        span: 0,
+        spans: 0,
+        q: call.q,
+        k: call.k,
+        v: call.v,
+        o: call.o,
+        q_at,
+        k_at,
+        v_at,
+        o_at: at.next(),
+        workspace_at: workspace.at,
+        states: workspace.len,
+        made,
+    };
+    Ok(phases(class, params, call.batch, workspace))
+}
+
+/// The phases of a call, behind those that bring operands into the workspace.
+fn phases(class: Class, mut params: Params, batch: usize, workspace: Workspace) -> Prepared {
+    let span = params.kv_len.max(params.q_len).div_ceil(ENOUGH_SPANS).next_multiple_of(CHUNK);
+    params.span = span.clamp(*SPANS.start(), *SPANS.end());
+    params.spans = params.kv_len.div_ceil(params.span).max(1);
+    let sequences = batch * params.heads;
     let phase = |phase: usize, items: usize| Phase {
         kernel: class.kernels().linear_attention,
         params: to_words(&Params { phase, ..params }),
@@ -107,23 +166,23 @@ pub(crate) fn prepare(class: Class, call: &LinearAttention) -> Result<Prepared, 
         grain: 1,
     };
     // The state of the only span of causal attention lives in the scratch of its item.
-    let stored = !(call.causal && params.spans == 1);
-    let mut phases = Vec::new();
+    let stored = !(params.causal != 0 && params.spans == 1);
+    let mut phases = workspace.phases;
     if stored {
         phases.push(phase(STATES, sequences * params.spans));
     }
-    if params.spans > 1 {
-        phases.push(phase(SUMS, sequences * params.state().div_ceil(SUM_ITEM)));
+    if params.spans > 1 || params.made.are_scaled() {
+        phases.push(phase(SUMS, sequences * params.pieces()));
     }
-    phases.push(phase(RESULTS, sequences * call.q_len.div_ceil(span)));
-    Ok(Prepared {
+    phases.push(phase(RESULTS, sequences * params.q_len.div_ceil(params.span)));
+    let states = if stored { sequences * params.spans * params.state() } else { 0 };
+    // Directions may be empty; their workspace is there.
+    let directions = if params.made.lie() { 0 } else { workspace.len.max(1) };
+    Prepared {
         phases,
         scratch_bytes: 4 * params.scratch(),
-        needs: Needs {
-            workspace_bytes: if stored { 4 * sequences * params.spans * params.state() } else { 0 },
-            packed: Vec::new(),
-        },
-    })
+        needs: Needs { workspace_bytes: 4 * (directions + states), packed: Vec::new() },
+    }
 }
 
 impl Params {
@@ -133,27 +192,43 @@ impl Params {
         self.v_dim.next_multiple_of(PANEL)
     }
 
+    /// Rows of the panels of a state: one for each feature, and one for what is not scaled beside those that are.
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.features + usize::from(self.made.are_scaled())
+    }
+
     /// Elements of the panels of a state.
     #[inline(always)]
     fn panels(&self) -> usize {
-        self.columns() * self.features
+        self.columns() * self.rows()
     }
 
-    /// Elements of a state: panels, then sums of features. Never 0.
+    /// Elements of a state: panels, then sums of features, then what it is scaled by if it is. Never 0.
     #[inline(always)]
     fn state(&self) -> usize {
-        self.panels() + self.sums()
+        self.panels() + self.sums() + if self.made.are_scaled() { 16 } else { 0 }
     }
 
     #[inline(always)]
     fn sums(&self) -> usize {
-        self.features.next_multiple_of(16).max(16)
+        self.rows().next_multiple_of(16).max(16)
     }
 
-    /// Elements between rows of queries and keys in the scratch; whole vectors.
+    /// Pieces of the states of a head that items of the second phase sum.
+    #[inline(always)]
+    fn pieces(&self) -> usize {
+        if self.made.are_scaled() { features::pieces(self) } else { self.state().div_ceil(SUM_ITEM) }
+    }
+
+    /// Elements between rows of queries and keys in the scratch; whole vectors, of features that are made whole panels.
     #[inline(always)]
     fn stride(&self) -> usize {
-        row_stride(self.features)
+        if self.made.lie() {
+            row_stride(self.features)
+        } else {
+            row_stride(self.rows().next_multiple_of(PANEL))
+        }
     }
 
     /// Elements between rows of results in the scratch.
@@ -162,9 +237,10 @@ impl Params {
         self.columns() + 16
     }
 
-    /// The parts of the scratch, in the order of [`Parts`]; then the state so far of causal attention.
+    /// The parts of the scratch, in the order of [`Parts`]; then the state so far of causal attention, and the scales of the states
+    /// of a head.
     #[inline(always)]
-    fn parts(&self) -> [usize; 8] {
+    fn parts(&self) -> [usize; 9] {
         [
             CHUNK * self.stride(),
             CHUNK * self.stride(),
@@ -174,6 +250,7 @@ impl Params {
             if self.causal == 0 { 0 } else { CHUNK * SCORE_STRIDE },
             if self.causal == 0 { 0 } else { CHUNK * self.features },
             if self.causal == 0 { 0 } else { self.state() },
+            if self.made.are_scaled() { self.spans } else { 0 },
         ]
     }
 
@@ -182,29 +259,14 @@ impl Params {
     }
 }
 
-/// The parts of the scratch.
-#[derive(Clone, Copy)]
-struct Parts {
-    /// Rows of a chunk.
-    queries: *mut f32,
-    keys: *mut f32,
-    /// Panels of a chunk.
-    values: *mut f32,
-    /// Rows of a chunk, and what they are divided by.
-    results: *mut f32,
-    totals: *mut f32,
-    /// Products of the queries and keys of a chunk, and the keys in panels; of causal attention.
-    scores: *mut f32,
-    transposed: *mut f32,
-}
-
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// One phase of linear attention.
 ///
-/// Arguments: φQ, φK, V, O, workspace (the states) unless causal attention has a single span. Any alignment of 4
-/// bytes; O overlaps nothing. Every extent may be 0.
+/// Arguments: φQ, φK, V, O, workspace (the states) unless causal attention has a single span. Where features are made: Q, K, V,
+/// directions of queries and of keys, mask and weights if any, O, workspace (panels of directions and the states). Any alignment of
+/// 4 bytes; O overlaps nothing. Every extent may be 0.
 ///
 /// # Safety
 /// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
@@ -221,16 +283,17 @@ pub(crate) unsafe fn run<I: Isa>(
     unsafe {
         let p = from_words::<Params>(params);
         let mut at = scratch;
-        let [queries, keys, values, results, totals, scores, transposed, state] = p.parts().map(|len| {
-            let part = at;
-            at = at.wrapping_add(len);
-            part
-        });
+        let [queries, keys, values, results, totals, scores, transposed, state, scales] =
+            p.parts().map(|len| {
+                let part = at;
+                at = at.wrapping_add(len);
+                part
+            });
         let parts = Parts { queries, keys, values, results, totals, scores, transposed };
         for item in begin as usize..end as usize {
             let pieces = match p.phase {
                 STATES => p.spans,
-                SUMS => p.state().div_ceil(SUM_ITEM),
+                SUMS => p.pieces(),
                 _ => p.q_len.div_ceil(p.span),
             };
             // Heads first: often their rows lie beside each other.
@@ -242,11 +305,17 @@ pub(crate) unsafe fn run<I: Isa>(
             };
             let stored = p.causal == 0 || p.spans > 1;
             let states = if stored {
-                argument(args, p.workspace_at).wrapping_add(sequence * p.spans * p.state())
+                argument(args, p.workspace_at).wrapping_add(p.states + sequence * p.spans * p.state())
             } else {
                 std::ptr::null_mut()
             };
             let first = piece * p.span;
+            let shifted = |at: usize, by: usize| match argument(args, at) {
+                absent if absent.is_null() => absent,
+                found => found.wrapping_add(by),
+            };
+            let panels = if p.made.lie() { ABSENT } else { p.workspace_at };
+            let [by_batch, by_head, by_key] = p.made.mask;
             let span = Span {
                 p,
                 parts,
@@ -254,28 +323,32 @@ pub(crate) unsafe fn run<I: Isa>(
                 k: row_of(p.k_at, p.k, first),
                 v: row_of(p.v_at, p.v, first),
                 o: row_of(p.o_at, p.o, first),
+                directions: p.made.directions.map(|[offset, stride]| shifted(panels, offset + head * stride)),
+                weights: shifted(p.made.weights_at, head * p.made.weights),
+                mask: shifted(p.made.mask_at, batch * by_batch + head * by_head + first * by_key),
                 is_last: head + 1 == p.heads,
             };
             match p.phase {
-                STATES => {
-                    let state = states.add(piece * p.state());
-                    std::ptr::write_bytes(state, 0, p.state());
-                    let count = p.span.min(p.kv_len - first);
-                    for chunk in (0..count).step_by(CHUNK) {
-                        span.load_keys(isa, chunk, CHUNK.min(count - chunk));
-                        let mut fetch = span.fetch_keys(chunk + CHUNK, count);
-                        span.add_keys(isa, CHUNK.min(count - chunk), state, &mut fetch);
-                    }
-                }
+                SUMS if p.made.are_scaled() => features::join(isa, p, states, piece, scales),
                 SUMS => sum_states(isa, p, states, piece * SUM_ITEM),
-                _ if p.causal == 0 => span.answer(isa, p.span.min(p.q_len - first), states),
                 _ => {
-                    if stored {
-                        std::ptr::copy_nonoverlapping(states.add(piece * p.state()), state, p.state());
-                    } else {
-                        std::ptr::write_bytes(state, 0, p.state());
+                    let (queries, keys) = (p.phase == RESULTS, p.phase == STATES || p.causal != 0);
+                    let own = states.wrapping_add(piece * p.state());
+                    let at = match (keys, queries) {
+                        (true, false) => own,
+                        (true, true) => state,
+                        _ => states,
+                    };
+                    if keys && queries && stored {
+                        std::ptr::copy_nonoverlapping(own, at, p.state());
+                    } else if keys {
+                        std::ptr::write_bytes(at, 0, p.state());
                     }
-                    span.answer_causal(isa, p.span.min(p.q_len - first), state);
+                    if keys && p.made.are_scaled() {
+                        features::begin(p, at);
+                    }
+                    let len = if queries { p.q_len } else { p.kv_len };
+                    span.walk(isa, p.span.min(len - first), at, [keys, queries]);
                 }
             }
         }
@@ -304,290 +377,6 @@ unsafe fn sum_states<I: Isa>(isa: I, p: &Params, states: *mut f32, first: usize)
             }
             if p.causal == 0 {
                 isa.store(states.add(i), sum);
-            }
-        }
-    }
-}
-
-/// A span of one head; pointers are to its first row.
-struct Span<'a> {
-    p: &'a Params,
-    parts: Parts,
-    q: *const f32,
-    k: *const f32,
-    v: *const f32,
-    o: *mut f32,
-    /// Whether there is no head after this one.
-    is_last: bool,
-}
-
-impl Span<'_> {
-    /// The keys and values of the chunk from `first` on, of `count`.
-    #[inline(always)]
-    fn fetch_keys(&self, first: usize, count: usize) -> Fetch {
-        let p = self.p;
-        self.fetch(first, count, [(self.k, p.k, p.features), (self.v, p.v, p.v_dim)])
-    }
-
-    /// The queries and results of the chunk from `first` on, of `count`.
-    #[inline(always)]
-    fn fetch_queries(&self, first: usize, count: usize) -> Fetch {
-        let p = self.p;
-        self.fetch(first, count, [(self.q, p.q, p.features), (self.o, p.o, p.v_dim)])
-    }
-
-    /// A chunk of two operands: first row of the span, strides, elements of a row. After the span comes that of the
-    /// next head, if any.
-    #[inline(always)]
-    fn fetch(&self, first: usize, count: usize, operands: [(*const f32, [usize; 3], usize); 2]) -> Fetch {
-        let (head, first, rows) = match first < count {
-            true => (0, first, CHUNK.min(count - first)),
-            false => (1, 0, if self.is_last { 0 } else { CHUNK.min(count) }),
-        };
-        let row =
-            |at: *const f32, strides: [usize; 3]| at.wrapping_add(head * strides[1] + first * strides[2]);
-        let operands = operands.map(|(at, strides, len)| (row(at, strides), strides[2], len));
-        Fetch::new(operands, rows)
-    }
-
-    /// Brings the keys and values of a chunk into the scratch.
-    ///
-    /// # Safety
-    /// The rows are in range.
-    #[inline(always)]
-    unsafe fn load_keys<I: Isa>(&self, isa: I, first: usize, count: usize) {
-        let (p, parts) = (self.p, self.parts);
-        // SAFETY: the parts hold `CHUNK` rows; the last panel may be partial.
-        unsafe {
-            let k = (self.k.add(first * p.k[2]), [p.k[2], 1]);
-            copy_matrix(isa, count, p.features, k, (parts.keys, p.stride()));
-            for col in (0..p.v_dim).step_by(PANEL) {
-                let (cols, to) = (PANEL.min(p.v_dim - col), parts.values.add(col * CHUNK));
-                if cols < PANEL {
-                    std::ptr::write_bytes(to, 0, CHUNK * PANEL);
-                }
-                let v = (self.v.add(first * p.v[2] + col), [p.v[2], 1]);
-                copy_matrix(isa, count, cols, v, (to, PANEL));
-            }
-        }
-    }
-
-    /// Adds the loaded keys and values to a state.
-    ///
-    /// # Safety
-    /// `count` rows are loaded; `state` is one.
-    #[inline(always)]
-    unsafe fn add_keys<I: Isa>(&self, isa: I, count: usize, state: *mut f32, fetch: &mut Fetch) {
-        let (p, parts) = (self.p, self.parts);
-        let (keys, stride) = (parts.keys, p.stride());
-        fetch.divide(p.features.div_ceil(I::ROWS) * p.columns() / PANEL);
-        // SAFETY: rows of keys and the sums of a state are whole vectors.
-        unsafe {
-            for col in (0..p.v_dim).step_by(PANEL) {
-                let (values, to) = (parts.values.add(col * CHUNK), state.add(col * p.features));
-                let mut row = 0;
-                while row < p.features {
-                    let left = p.features - row;
-                    let rows = left.div_ceil(left.div_ceil(I::ROWS));
-                    isa.tile_transposed(
-                        rows,
-                        count,
-                        keys.add(row),
-                        stride,
-                        values,
-                        to.add(row * PANEL),
-                        PANEL,
-                        true,
-                    );
-                    row += rows;
-                    fetch.advance(isa);
-                }
-            }
-            let sums = state.add(p.panels());
-            for i in (0..p.features).step_by(I::LANES) {
-                let n = I::LANES.min(p.features - i);
-                let mut sum = isa.load(sums.add(i));
-                for row in 0..count {
-                    let key = keys.add(row * stride + i);
-                    let key =
-                        if n == I::LANES { isa.load(key) } else { isa.merge(isa.splat(0.0), key, 0, n) };
-                    sum = isa.add(sum, key);
-                }
-                isa.store(sums.add(i), sum);
-            }
-        }
-    }
-
-    /// Brings the queries of a chunk into the scratch, and their products with the sums of a state into the totals.
-    ///
-    /// # Safety
-    /// The rows are in range; `state` is one.
-    #[inline(always)]
-    unsafe fn load_queries<I: Isa>(&self, isa: I, first: usize, count: usize, state: *const f32) {
-        let (p, parts) = (self.p, self.parts);
-        let epsilon = f32::from_bits(p.epsilon_bits as u32);
-        // SAFETY: the parts hold `CHUNK` rows of whole vectors; the sums of a state are whole vectors.
-        unsafe {
-            let sums = state.add(p.panels());
-            for row in 0..count {
-                let q = self.q.add((first + row) * p.q[2]);
-                let to = parts.queries.add(row * p.stride());
-                let mut total = isa.splat(0.0);
-                for i in (0..p.features).step_by(I::LANES) {
-                    let n = I::LANES.min(p.features - i);
-                    let x = if n == I::LANES {
-                        isa.load(q.add(i))
-                    } else {
-                        isa.merge(isa.splat(0.0), q.add(i), 0, n)
-                    };
-                    isa.store(to.add(i), x);
-                    total = isa.fma(x, isa.load(sums.add(i)), total);
-                }
-                *parts.totals.add(row) = isa.sum(total) + epsilon;
-            }
-        }
-    }
-
-    /// Adds the products of the loaded queries and a state to the results.
-    ///
-    /// # Safety
-    /// `count` rows are loaded; `state` is one.
-    #[inline(always)]
-    unsafe fn add_products<I: Isa>(
-        &self,
-        isa: I,
-        count: usize,
-        state: *const f32,
-        accumulate: bool,
-        fetch: &mut Fetch,
-    ) {
-        let (p, parts) = (self.p, self.parts);
-        fetch.divide(count.div_ceil(I::ROWS) * p.columns() / PANEL);
-        for col in (0..p.columns()).step_by(PANEL) {
-            let mut row = 0;
-            while row < count {
-                let rows = (count - row).div_ceil((count - row).div_ceil(I::ROWS));
-                // SAFETY: the panels of a state follow each other; results have whole panels of columns.
-                unsafe {
-                    let (q, panel) = (parts.queries.add(row * p.stride()), state.add(col * p.features));
-                    let to = parts.results.add(row * p.result_stride() + col);
-                    isa.tile(
-                        [rows, PANEL],
-                        p.features,
-                        q,
-                        p.stride(),
-                        panel,
-                        to,
-                        p.result_stride(),
-                        from(to, accumulate),
-                        panel,
-                        0,
-                    );
-                }
-                row += rows;
-                fetch.advance(isa);
-            }
-        }
-    }
-
-    /// Divides the results of a chunk by its totals, and writes them.
-    ///
-    /// # Safety
-    /// The rows are in range.
-    #[inline(always)]
-    unsafe fn store<I: Isa>(&self, isa: I, first: usize, count: usize) {
-        let (p, parts) = (self.p, self.parts);
-        // SAFETY: rows of results are whole vectors.
-        unsafe {
-            for row in 0..count {
-                let (from, to) =
-                    (parts.results.add(row * p.result_stride()), self.o.add((first + row) * p.o[2]));
-                let factor = isa.splat(1.0 / *parts.totals.add(row));
-                for i in (0..p.v_dim).step_by(I::LANES) {
-                    let v = isa.mul(isa.load(from.add(i)), factor);
-                    let n = I::LANES.min(p.v_dim - i);
-                    if n == I::LANES { isa.store(to.add(i), v) } else { isa.store_first(to.add(i), n, v) }
-                }
-            }
-        }
-    }
-
-    /// The results of queries that all see the keys of one state.
-    ///
-    /// # Safety
-    /// The span has `count` queries; `state` is one.
-    #[inline(always)]
-    unsafe fn answer<I: Isa>(&self, isa: I, count: usize, state: *const f32) {
-        for first in (0..count).step_by(CHUNK) {
-            let here = CHUNK.min(count - first);
-            // SAFETY: the caller's promise.
-            unsafe {
-                self.load_queries(isa, first, here, state);
-                let mut fetch = self.fetch_queries(first + CHUNK, count);
-                self.add_products(isa, here, state, false, &mut fetch);
-                self.store(isa, first, here);
-            }
-        }
-    }
-
-    /// The results of queries that see the keys of a state, and those of the span up to their own position. The state
-    /// then has the keys of the span as well.
-    ///
-    /// # Safety
-    /// The span has `count` queries and keys; `state` is one.
-    #[inline(always)]
-    unsafe fn answer_causal<I: Isa>(&self, isa: I, count: usize, state: *mut f32) {
-        let (p, parts) = (self.p, self.parts);
-        for first in (0..count).step_by(CHUNK) {
-            let here = CHUNK.min(count - first);
-            // SAFETY: the rows are in range; the parts hold a chunk, of which no more than `here` rows are read.
-            unsafe {
-                self.load_keys(isa, first, here);
-                self.load_queries(isa, first, here, state);
-                for col in (0..here).step_by(PANEL) {
-                    let (cols, to) = (PANEL.min(here - col), parts.transposed.add(col * p.features));
-                    if cols < PANEL {
-                        std::ptr::write_bytes(to, 0, p.features * PANEL);
-                    }
-                    let from = (parts.keys.add(col * p.stride()).cast_const(), [1, p.stride()]);
-                    copy_matrix(isa, p.features, cols, from, (to, PANEL));
-                }
-                multiply(
-                    isa,
-                    p.features,
-                    Left { at: parts.queries, stride: p.stride(), rows: here },
-                    Right {
-                        at: parts.transposed,
-                        stride: p.features * PANEL,
-                        cols: here.next_multiple_of(PANEL),
-                    },
-                    Block { at: parts.scores, stride: SCORE_STRIDE },
-                    false,
-                    None,
-                );
-                for row in 0..here {
-                    let scores = parts.scores.add(row * SCORE_STRIDE);
-                    std::ptr::write_bytes(scores.add(row + 1), 0, SCORE_STRIDE - row - 1);
-                    let mut total = isa.splat(0.0);
-                    for i in (0..=row).step_by(I::LANES) {
-                        total = isa.add(total, isa.load(scores.add(i)));
-                    }
-                    *parts.totals.add(row) += isa.sum(total);
-                }
-                multiply(
-                    isa,
-                    here,
-                    Left { at: parts.scores, stride: SCORE_STRIDE, rows: here },
-                    Right { at: parts.values, stride: CHUNK * PANEL, cols: p.columns() },
-                    Block { at: parts.results, stride: p.result_stride() },
-                    false,
-                    None,
-                );
-                let mut fetch = self.fetch_queries(first + CHUNK, count);
-                self.add_products(isa, here, state, true, &mut fetch);
-                self.store(isa, first, here);
-                let mut fetch = self.fetch_keys(first + CHUNK, count);
-                self.add_keys(isa, here, state, &mut fetch);
             }
         }
     }

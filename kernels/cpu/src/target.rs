@@ -160,6 +160,7 @@ impl CpuTarget {
             KernelCall::Attention(c) => attention::prepare(self.class, c),
             KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
             KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
+            KernelCall::FeatureAttention(c) => linear_attention::prepare_made(self.class, c),
             KernelCall::NonMaxSuppression(c) => non_max_suppression::prepare(self.class, c),
             KernelCall::Pool(c) => pool::prepare(self.class, c),
             KernelCall::TopK(c) => top_k::prepare(self.class, c),
@@ -185,6 +186,7 @@ impl CpuTarget {
             KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored),
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
+            | KernelCall::FeatureAttention(_)
             | KernelCall::Hadamard(_)
             | KernelCall::ConvKernelGradient(_)
             | KernelCall::Attention(_)

@@ -18,7 +18,8 @@
 //! The seed of the plan names the directions, with the name of the site; another seed draws them anew. Heads of one node
 //! share them, as in the paper. `directions = "fitted"` changes them for each head, as the moments of its queries and keys on
 //! samples say, with weights that keep the estimate unbiased ([`Proposal`]): keys are then multiplied by a matrix of the head
-//! first. `relative` puts functions of the distance of two positions into their product (`relative.rs`).
+//! first. Where nobody else reads the features, attention makes them itself ([`RecognizeFeatureAttention`](crate::RecognizeFeatureAttention)).
+//! `relative` puts functions of the distance of two positions into their product (`relative.rs`).
 //!
 //! Nothing chooses this scheme by itself: exact attention stays unless a plan asks for features, or who trains. With samples a
 //! plan may set a `limit`: heads are replaced whose relative error, measured on these samples, is within it, and

@@ -83,6 +83,33 @@ fn linear_attention(heads: usize, len: usize, features: usize, causal: bool) -> 
     }
 }
 
+fn feature_attention(heads: usize, len: usize, features: usize, causal: bool) -> FeatureAttention {
+    FeatureAttention {
+        dtype: DType::F32,
+        batch: 1,
+        heads,
+        q_len: len,
+        kv_len: len,
+        dim: 64,
+        features,
+        v_dim: 64,
+        map: if causal { FeatureMap::Exp } else { FeatureMap::ExpByExponents },
+        query_norm_bits: 0,
+        key_norm_bits: 0,
+        least_bits: 0,
+        epsilon_bits: 0,
+        causal,
+        q: [heads * len * 64, len * 64, 64],
+        k: [heads * len * 64, len * 64, 64],
+        v: [heads * len * 64, len * 64, 64],
+        o: [heads * len * 64, len * 64, 64],
+        query_directions: [0, features, 1],
+        key_directions: [0, features, 1],
+        mask: None,
+        weights: None,
+    }
+}
+
 fn milliseconds(call: &MatMul, threads: usize) -> f64 {
     model().seconds(&KernelCall::MatMul(call.clone()), threads) * 1e3
 }
@@ -262,6 +289,8 @@ fn predictions_never_fall_when_an_extent_grows() {
         let attentions = |l: &[usize]| KernelCall::Attention(attention(l[0], l[1], l[2]));
         let linear =
             |l: &[usize]| KernelCall::LinearAttention(linear_attention(l[0], l[1], l[2], more % 2 == 0));
+        let made =
+            |l: &[usize]| KernelCall::FeatureAttention(feature_attention(l[0], l[1], l[2], more % 2 == 0));
         let rises = |small: KernelCall, large: KernelCall| {
             let (a, b) = (model.seconds(&small, threads), model.seconds(&large, threads));
             assert!(a <= b && a > 0.0, "{small} {a}, {large} {b}");
@@ -272,6 +301,7 @@ fn predictions_never_fall_when_an_extent_grows() {
             rises(products(&base, false), products(&grown(&base, i), false));
             rises(attentions(&heads), attentions(&grown(&heads, i)));
             rises(linear(&heads), linear(&grown(&heads, i)));
+            rises(made(&heads), made(&grown(&heads, i)));
         }
         (0..4).for_each(|i| rises(convs(&shape), convs(&grown(&shape, i))));
     }

@@ -332,6 +332,7 @@ ops![
     Conv,
     ConvKernelGradient,
     Col2im,
+    FeatureAttention,
     Hadamard,
     LayerNorm,
     LinearAttention,

@@ -12,6 +12,7 @@ mod attention_gradient;
 mod conv;
 mod conv_kernel_gradient;
 mod epilogue;
+mod feature_attention;
 mod hadamard;
 mod linear_attention;
 mod matmul;
@@ -25,6 +26,7 @@ pub use attention_gradient::AttentionGradient;
 pub use conv::Conv;
 pub use conv_kernel_gradient::ConvKernelGradient;
 pub use epilogue::{Activation, Epilogue, Scale};
+pub use feature_attention::{FeatureAttention, FeatureMap};
 pub use hadamard::Hadamard;
 pub use linear_attention::LinearAttention;
 pub use matmul::{BatchAxis, MatLayout, MatMul};
@@ -191,6 +193,7 @@ calls![
     AttentionGradient,
     Conv,
     ConvKernelGradient,
+    FeatureAttention,
     Hadamard,
     LinearAttention,
     MatMul,

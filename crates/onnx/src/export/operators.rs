@@ -117,7 +117,11 @@ impl Exporter<'_> {
                     Ok(e.emit(name, "", &[&[image], &x[1..]].concat(), attributes))
                 })
             }
-            Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) | Op::Recurrence(_) | Op::Sketch(_) => {
+            Op::ConvKernelGradient(_)
+            | Op::FeatureAttention(_)
+            | Op::MaxPoolGradient(_)
+            | Op::Recurrence(_)
+            | Op::Sketch(_) => {
                 unreachable!("`{}` is written elsewhere", op.name())
             }
             Op::Col2im(op) => self.col2im(n, x[0], op),

@@ -35,6 +35,9 @@ fn spelled(g: &Graph, n: NodeId, _: &()) -> RuleResult {
         Op::Recurrence(op) if Layer::find(g, n).is_none() => {
             op.repeated(&mut Builder::patching(g, &mut patch, origin), &g.inputs_of(n))?
         }
+        Op::FeatureAttention(op) => {
+            vec![op.decomposed(&mut Builder::patching(g, &mut patch, origin), &g.inputs_of(n))?]
+        }
         _ => return Ok(Verdict::NoMatch),
     };
     g.values_of(n).zip(results).for_each(|(old, new)| patch.redirect(old, new));

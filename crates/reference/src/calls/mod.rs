@@ -5,6 +5,7 @@
 
 mod attention;
 mod conv;
+mod feature_attention;
 mod hadamard;
 mod linear_attention;
 mod matmul;
@@ -37,6 +38,7 @@ pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) 
         KernelCall::MatMul(c) => matmul::run(c, &mut args),
         KernelCall::Conv(c) => conv::run(c, &mut args),
         KernelCall::ConvKernelGradient(c) => conv::kernel_gradient(c, &mut args),
+        KernelCall::FeatureAttention(c) => feature_attention::run(c, &mut args),
         KernelCall::Hadamard(c) => hadamard::run(c, &mut args),
         KernelCall::Attention(c) => attention::run(c, &mut args),
         KernelCall::AttentionGradient(c) => attention::gradient(c, &mut args),

@@ -56,7 +56,8 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
         KernelCall::Attention(c) => attention::supports(c),
         KernelCall::AttentionGradient(c) => attention_gradient::supports(c),
         KernelCall::LinearAttention(c) => linear_attention::supports(c),
-        KernelCall::Hadamard(_)
+        KernelCall::FeatureAttention(_)
+        | KernelCall::Hadamard(_)
         | KernelCall::NonMaxSuppression(_)
         | KernelCall::Pool(_)
         | KernelCall::TopK(_) => Err("there is no kernel for GPUs".to_owned()),
@@ -71,6 +72,7 @@ fn product(call: &KernelCall) -> Option<&dyn Product> {
         KernelCall::ConvKernelGradient(c) => Some(c),
         KernelCall::Attention(_)
         | KernelCall::AttentionGradient(_)
+        | KernelCall::FeatureAttention(_)
         | KernelCall::Hadamard(_)
         | KernelCall::LinearAttention(_)
         | KernelCall::NonMaxSuppression(_)
