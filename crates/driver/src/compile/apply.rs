@@ -1,5 +1,7 @@
 //! The graph with sites replaced, and their factors refitted to what the layers before them have become.
 
+use std::cell::RefCell;
+
 use margay_ir::{Graph, Remark, Stage};
 use margay_passes::sketch::Site;
 use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
@@ -55,7 +57,13 @@ pub(crate) struct Refit {
     train: Samples,
     decide: Samples,
     metrics: Metrics,
+    /// What became of the last graphs, by the hash of their texts, which name constants by all that they follow from: a search
+    /// ends with one that it has refitted.
+    last: RefCell<Vec<(blake3::Hash, Refitted)>>,
 }
+
+/// Refitted graphs that are kept.
+const KEPT: usize = 2;
 
 impl Refit {
     /// `None` without samples, or with too few of them to decide by.
@@ -77,11 +85,16 @@ impl Refit {
             let metric = gradients.metric(i);
             metrics.extend(site.nodes.iter().filter_map(|n| Some((*n, metric?.clone()))));
         }
-        Ok(Some(Refit { train: samples.part(&train)?, decide: samples.part(&decide)?, metrics }))
+        let (train, decide) = (samples.part(&train)?, samples.part(&decide)?);
+        Ok(Some(Refit { train, decide, metrics, last: RefCell::default() }))
     }
 
     /// The sketched graph with refitted factors.
     fn refitted(&self, job: &Job<'_>, sketched: &Graph) -> Result<Refitted, DriverError> {
+        let key = blake3::hash(sketched.to_string().as_bytes());
+        if let Some((_, known)) = self.last.borrow().iter().find(|(other, _)| *other == key) {
+            return Ok(known.clone());
+        }
         let data = RefitData {
             teacher: job.graph(),
             train: &self.train,
@@ -94,7 +107,11 @@ impl Refit {
             threads: job.threads(),
             interruption: &Interruption::never(),
         };
-        refit_layers(sketched, &data, job.progress)
+        let done = refit_layers(sketched, &data, job.progress)?;
+        let mut last = self.last.borrow_mut();
+        last.truncate(KEPT - 1);
+        last.insert(0, (key, done.clone()));
+        Ok(done)
     }
 }
 

@@ -405,11 +405,11 @@ pub fn compile_with(
     let refit = prepared.refit(&job)?;
     let Prepared { split, rows, gradients, fits, prices, weights, checker } = prepared;
     let curves = curves(&job, &fits, &prices, weights.as_deref())?;
-    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
+    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref(), refit.as_ref())?;
     let pass = || pass_of(&job.sites, &fits, &choice.allocation);
     let sketched = apply(&job, pass(), refit.as_ref(), dump)?;
     let judged = judge(&job, checker.as_ref(), &sketched.graph)?;
-    // The limit was met before the refit, which is no reason to miss it.
+    // What meets the limit before the refit is no reason to miss it.
     let exceeds = judged.as_ref().map_or(Ok(false), |judged| judged.exceeds(&job))?;
     let (sketched, judged) = match exceeds && refit.is_some() {
         true => {
