@@ -10,7 +10,7 @@ use margay_plan::{
 };
 
 use super::Job;
-use super::apply::{Refit, apply, pass_of};
+use super::apply::{Finish, apply, pass_of};
 use super::check::{Checker, judged};
 use super::fit::Fit;
 use super::limit::{Measures, Met, meet_error};
@@ -46,25 +46,25 @@ pub(crate) struct Chosen {
 }
 
 /// The choice that meets the goal, or the one of the plan. Without `weights` every site weighs the same; an error limit
-/// is checked by `checker`, and what `refit` leaves of it is used up.
+/// is checked by `checker`, and what the refit leaves of it is used up.
 pub(crate) fn allocate(
     job: &Job<'_>,
     fits: &[Fit],
     prices: &Prices,
     weights: Option<Vec<f64>>,
     checker: Option<&Checker>,
-    refit: Option<&Refit>,
+    finish: Finish<'_>,
 ) -> Result<Chosen, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
-    let given = job.options.searched().filter(|_| !job.rounds_with_feedback());
-    let met = match given {
+    let met = match job.options.searched() {
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
             let budgets = &job.options.budgets;
             candidates.narrow(&job.sites, &resources(goal, budgets));
-            let fitted = |choice: &Allocation| error_of(job, fits, checker, (choice, None));
-            let refitted = |choice: &Allocation| error_of(job, fits, checker, (choice, refit));
-            let measures = Measures { fitted: &fitted, refitted: refit.is_some().then_some(&refitted) };
+            let fitted = |choice: &Allocation| error_of(job, fits, checker, (choice, finish.without_refit()));
+            let refitted = |choice: &Allocation| error_of(job, fits, checker, (choice, finish));
+            let measures =
+                Measures { fitted: &fitted, refitted: finish.refit.is_some().then_some(&refitted) };
             meet(&candidates, goal, budgets, measures)?
         }
     };
@@ -104,13 +104,13 @@ fn error_of(
     job: &Job<'_>,
     fits: &[Fit],
     checker: Option<&Checker>,
-    (choice, refit): (&Allocation, Option<&Refit>),
+    (choice, finish): (&Allocation, Finish<'_>),
 ) -> Result<f64, DriverError> {
     if choice.choices.is_empty() && job.storage == StoreConstants::default() {
         return Ok(0.0);
     }
     let checker = checker.expect("an error limit without samples was refused");
-    let sketched = apply(job, pass_of(&job.sites, fits, choice), refit, &mut Dump::none())?;
+    let sketched = apply(job, pass_of(&job.sites, fits, choice), finish, &mut Dump::none())?;
     judged(job, checker, &sketched.graph)
 }
 

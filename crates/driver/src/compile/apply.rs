@@ -1,13 +1,18 @@
-//! The graph with sites replaced, and their factors refitted to what the layers before them have become.
+//! The graph with sites replaced, their factors refitted to what the layers before them have become, and constants stored as
+//! was asked for.
+//!
+//! Constants that get a few bits are rounded with error feedback for what their products read in the sketched graph, so that
+//! weights and factors are treated alike.
 
 use std::cell::RefCell;
 
 use margay_ir::{Graph, Remark, Stage};
-use margay_passes::sketch::Site;
-use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
+use margay_passes::sketch::{Rows, Site};
+use margay_passes::{ApplyPlan, Pipeline, PipelineItem, StoreConstants};
 use margay_plan::{Allocation, Choice, Settings};
 
 use super::Job;
+use super::calibrate::{Measuring, calibrate};
 use super::fit::{Fit, Gradients};
 use super::split::{Split, drawn};
 use crate::{
@@ -115,23 +120,61 @@ impl Refit {
     }
 }
 
+/// What is done once sites are replaced.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    /// The samples that constants of a few bits are rounded for.
+    pub(crate) split: Option<&'a Split>,
+    /// What factors are refitted with.
+    pub(crate) refit: Option<&'a Refit>,
+}
+
+impl<'a> Finish<'a> {
+    /// The same, with factors as schemes found them.
+    pub(crate) fn without_refit(self) -> Finish<'a> {
+        Finish { refit: None, ..self }
+    }
+}
+
 /// Replaces sites, refits their factors, and then stores constants as the options and the plan say.
 pub(crate) fn apply(
     job: &Job<'_>,
     pass: ApplyPlan,
-    refit: Option<&Refit>,
+    finish: Finish<'_>,
     dump: &mut Dump,
 ) -> Result<Sketched, DriverError> {
     let sketches = !pass.choices.is_empty();
     let Sketched { mut graph, mut remarks, mut refits } = replaced(job.graph(), pass, dump)?;
-    if let Some(refit) = refit.filter(|_| sketches) {
+    if let Some(refit) = finish.refit.filter(|_| sketches) {
         let done = refit.refitted(job, &graph)?;
         (graph, refits) = (done.graph, done.reports);
         dump.graph("refit", &graph);
     }
-    let (graph, more) = build::stored(graph, &job.storage, dump)?;
+    let storage = storage_for(job, &mut graph, finish.split, dump)?;
+    let (graph, more) = build::stored(graph, &storage, dump)?;
     remarks.extend(more);
     Ok(Sketched { graph, remarks, refits })
+}
+
+/// How constants of a sketched graph are stored, with what was measured of the products whose constants get a few bits.
+fn storage_for(
+    job: &Job<'_>,
+    g: &mut Graph,
+    split: Option<&Split>,
+    dump: &mut Dump,
+) -> Result<StoreConstants, DriverError> {
+    let mut storage = job.storage.clone();
+    let Some(split) = split.filter(|_| !storage.to_measure(g).is_empty()) else { return Ok(storage) };
+    // What is measured are the constants as they will be stored.
+    build::joined(g, &storage, dump)?;
+    let wanted = storage.to_measure(g);
+    let requests: Vec<&[Rows]> = wanted.iter().map(|(_, rows)| rows.as_slice()).collect();
+    // What is kept there is of the model, and not of this graph.
+    let measuring = Measuring { cache: None, ..job.measuring() };
+    let moments = calibrate(g, &[], &requests, &split.calibration, &measuring)?;
+    let found = wanted.into_iter().zip(moments).filter_map(|((constant, _), m)| Some((constant, m?)));
+    storage.inputs = found.filter(|(_, moments)| moments.gram().count() > 0).collect();
+    Ok(storage)
 }
 
 /// Replaces sites.
