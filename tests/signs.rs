@@ -190,7 +190,7 @@ fn signs_are_drawn_for_ranges_and_beside_what_is_stored_otherwise() {
     let products = StoreAs::Precision(Precision::F32);
     let (stored, _) = build::stored(
         layer.compiled(&[4], Precision::F32).graph,
-        &StoreConstants { products, named },
+        &StoreConstants { products, named, ..StoreConstants::default() },
         &mut Dump::none(),
     )
     .unwrap();

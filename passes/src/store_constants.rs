@@ -9,6 +9,11 @@
 //! f32, or is stored narrow already, is passed over, and so is by default whatever is neither a table nor the right operand of a
 //! product, one matrix.
 //!
+//! Where calibration measured the rows that a product multiplies its constant with, elements of fewer than 8 bits are rounded
+//! with error feedback for these rows (see [`margay_randnla::Rounded`]), whoever made the constant: a weight, or a factor of a
+//! sketch. Where a bias is behind each product of the constant, it takes what is left of the mean output, and the feedback is for
+//! deviations from the mean alone.
+//!
 //! ```text
 //! graph @before(%x: f32[N, 64]) -> (y: f32[N, N]) {
 //!   %0 = const #w : f32[64, 32]  // fc.weight
@@ -26,18 +31,21 @@
 //! }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use margay_ir::ops::Const;
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
-    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Verdict,
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Value, Verdict,
 };
 use margay_loops::Precision;
 use margay_loops::text::words::{quoted, split_top};
-use margay_tensor::{DType, Storage};
+use margay_randnla::{Centring, Gram, Matrix, RandnlaError, Rounded, Whitening};
+use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
 
+use crate::sketch::{Bias, Layer, Moments, Rows};
 use crate::text::{pair, pairs};
 
 /// How something is stored, as plans and options say it.
@@ -83,12 +91,16 @@ pub struct StoreConstants {
     pub products: StoreAs,
     /// Products and constants by their names in the model.
     pub named: BTreeMap<String, StoreAs>,
+    /// What calibration measured of the rows that products multiply constants with, of those that
+    /// [`to_measure`](StoreConstants::to_measure) lists. It is no part of the text of the pass.
+    pub inputs: HashMap<Payload, Arc<Moments>>,
 }
 
 impl Default for StoreConstants {
     /// Everything as it is.
     fn default() -> StoreConstants {
-        StoreConstants { products: StoreAs::Precision(Precision::F32), named: BTreeMap::new() }
+        let products = StoreAs::Precision(Precision::F32);
+        StoreConstants { products, named: BTreeMap::new(), inputs: HashMap::new() }
     }
 }
 
@@ -106,6 +118,61 @@ impl StoreConstants {
             pass.named.insert(name, store(storage)?);
         }
         Ok(pass)
+    }
+
+    /// The constants that error feedback applies to, with all rows that products multiply them with, each once: those that
+    /// only products read. Constants with more than [`Gram::MOST_DENSE`] rows, whose moments would be larger than they are,
+    /// are rounded to nearest.
+    pub fn to_measure(&self, g: &Graph) -> Vec<(Payload, Vec<Rows>)> {
+        let mut found: Vec<(Payload, Vec<Rows>)> = Vec::new();
+        for n in g.order() {
+            let Some((payload, _)) = self.fed_back(g, n) else { continue };
+            let at = found.iter().position(|(known, _)| known == payload).unwrap_or_else(|| {
+                found.push((payload.clone(), Vec::new()));
+                found.len() - 1
+            });
+            let length = payload.stored().shape()[0];
+            for (user, _) in g.users_of(n.into()) {
+                let rows = Rows { value: g.inputs_of(user)[0], windows: None, length };
+                if !found[at].1.contains(&rows) {
+                    found[at].1.push(rows);
+                }
+            }
+        }
+        found
+    }
+
+    /// The contents of a constant that error feedback applies to, and how they are to be stored.
+    fn fed_back<'g>(&self, g: &'g Graph, n: NodeId) -> Option<(&'g Payload, Storage)> {
+        let v = Value::from(n);
+        g.constant(v)?;
+        let users = g.users_of(v);
+        let (first, others) = users.split_first()?;
+        let (payload, storage) = self.right_operand(g, first.0)?;
+        let same = |(user, slot): &(NodeId, u16)| {
+            let found = self.right_operand(g, *user).filter(|_| *slot == 1);
+            found.is_some_and(|(_, other)| other == storage)
+        };
+        let runs_of_terms = matches!(storage.scales, Scales::Block { axis: 0, .. } | Scales::Axis(1));
+        let shape = payload.stored().shape();
+        let applies =
+            storage.is_packed() && runs_of_terms && shape.len() == 2 && shape[0] <= Gram::MOST_DENSE;
+        let applies = applies && first.1 == 1 && others.iter().all(same) && !g.is_output(v);
+        (applies && may_be_stored(payload, storage).is_ok()).then_some((payload, storage))
+    }
+
+    /// The constant right operand of a product, if it is one matrix, and how it is to be stored.
+    fn right_operand<'g>(&self, g: &'g Graph, n: NodeId) -> Option<(&'g Payload, Storage)> {
+        let Op::MatMul(_) = g.op(n) else { return None };
+        let right = g.inputs_of(n)[1];
+        let payload = g.constant(right)?;
+        let shape = payload.stored().shape();
+        if shape[..shape.len() - 2].iter().any(|&d| d != 1) {
+            return None;
+        }
+        let names = [n, right.node].map(|n| g.node(n).origin.name());
+        let named = names.into_iter().find_map(|name| self.named.get(name));
+        Some((payload, named.unwrap_or(&self.products).storage(shape.len() - 1)))
     }
 }
 
@@ -126,6 +193,7 @@ impl Pass for StoreConstants {
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         let rules = [
+            Rule { name: "error-feedback", apply: error_feedback },
             Rule { name: "right-operand", apply: right_operand },
             Rule { name: "table", apply: table },
             Rule { name: "named-constant", apply: named_constant },
@@ -134,21 +202,62 @@ impl Pass for StoreConstants {
     }
 }
 
-fn right_operand(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
-    let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
-    let operands = g.inputs_of(n);
-    let Some(payload) = g.constant(operands[1]) else { return Ok(Verdict::NoMatch) };
-    let shape = payload.stored().shape();
-    if shape[..shape.len() - 2].iter().any(|&d| d != 1) {
-        return Ok(Verdict::NoMatch);
+fn error_feedback(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
+    let Some((payload, storage)) = config.fed_back(g, n) else { return Ok(Verdict::NoMatch) };
+    let Some(moments) = config.inputs.get(payload) else { return Ok(Verdict::NoMatch) };
+    let products: Vec<NodeId> = g.users_of(n.into()).into_iter().map(|(user, _)| user).collect();
+    let bias = |n: &NodeId| Layer::at(g, *n)?.bias(g, *n);
+    let biases: Option<Vec<Bias<'_>>> = products.iter().map(bias).collect();
+    // Without biases to correct the mean counts as any other direction does.
+    let centring = if biases.is_some() { Centring::Centred } else { Centring::Uncentred };
+    let (rounded, missed) = match rounded(payload, storage, moments, centring) {
+        Ok(found) => found,
+        Err(error) => return Ok(Verdict::Declined(error.to_string())),
+    };
+    let source = format!("{}, {storage}, inputs = {}", payload.key(), moments.identity());
+    let mut patch = Patch::new();
+    let constant = Payload::derived(&format!("rounded.weight({source})"), rounded);
+    let constant = patch.add(g, Const { payload: constant }, &[], g.node(n).origin.clone())?;
+    patch.redirect(n.into(), constant);
+    for Bias { add, constant, payload, values } in biases.unwrap_or_default() {
+        let sums: Vec<f32> = values.iter().zip(&missed).map(|(b, m)| (f64::from(*b) + m) as f32).collect();
+        let tensor = Tensor::from_slice(payload.tensor().shape(), &sums).expect("as many numbers as before");
+        let name = format!("add({}, rounded.bias({source}))", payload.key());
+        let payload = Payload::derived(&name, tensor);
+        let bias = patch.add(g, Const { payload }, &[], g.node(constant).origin.clone())?;
+        let operands: Vec<Value> =
+            g.inputs_of(add).iter().map(|v| if v.node == constant { bias } else { *v }).collect();
+        let sum = patch.add(g, g.op(add).clone(), &operands, g.node(add).origin.clone())?;
+        patch.redirect(add.into(), sum);
     }
-    let names = [n, operands[1].node].map(|n| g.node(n).origin.name());
-    let named = names.into_iter().find_map(|name| config.named.get(name));
-    let storage = named.unwrap_or(&config.products).storage(shape.len() - 1);
+    Ok(Verdict::Rewrite(patch))
+}
+
+/// Constant contents `[d_in, d_out]` rounded with error feedback for the rows that were seen, and what that leaves of the
+/// mean result `[d_out]`.
+fn rounded(
+    payload: &Payload,
+    storage: Storage,
+    moments: &Moments,
+    centring: Centring,
+) -> Result<(StoredTensor, Vec<f64>), RandnlaError> {
+    let shape = payload.stored().shape();
+    let numbers = payload.tensor().to_vec::<f32>().expect("only f32 is stored narrow");
+    let weight = Matrix::from_row_major(shape[0], shape[1], &numbers)?;
+    let triangle = Whitening::from_gram(moments.gram(), centring, &Moments::INPUTS)?.triangle();
+    let Rounded { stored, rest, .. } = Rounded::new(&weight, Some(&triangle), storage)?;
+    let mean = moments.gram().mean()?;
+    let missed = Matrix::from_row_major_f64(1, mean.len(), &mean)?.product(&rest)?;
+    Ok((stored, missed.to_row_major_f64()))
+}
+
+fn right_operand(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
+    let Some((payload, storage)) = config.right_operand(g, n) else { return Ok(Verdict::NoMatch) };
     let constant = match narrowed(payload, storage) {
         Ok(constant) => constant,
         Err(verdict) => return Ok(verdict),
     };
+    let operands = g.inputs_of(n);
     let mut patch = Patch::new();
     let right = patch.add(g, constant, &[], g.node(operands[1].node).origin.clone())?;
     let product = patch.add(g, g.op(n).clone(), &[operands[0], right], g.node(n).origin.clone())?;
@@ -198,15 +307,21 @@ fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
 
 /// A constant in a storage that is not the one it has.
 fn narrowed(payload: &Payload, storage: Storage) -> Result<Const, Verdict> {
+    may_be_stored(payload, storage)?;
+    match payload.stored_as(storage) {
+        Ok(payload) => Ok(Const { payload }),
+        Err(error) => Err(Verdict::Declined(error.to_string())),
+    }
+}
+
+/// Says why a constant is not to be stored so.
+fn may_be_stored(payload: &Payload, storage: Storage) -> Result<(), Verdict> {
     let stored = payload.stored();
     if stored.storage().signs.is_some() && storage != Storage::plain(DType::F32) {
         return Err(Verdict::Declined(format!("numbers beside signs stay f32, found {storage}")));
     }
-    if stored.dtype() != DType::F32 || !stored.is_plain() || storage == payload.storage() {
-        return Err(Verdict::NoMatch);
-    }
-    match payload.stored_as(storage) {
-        Ok(payload) => Ok(Const { payload }),
-        Err(error) => Err(Verdict::Declined(error.to_string())),
+    match stored.dtype() != DType::F32 || !stored.is_plain() || storage == payload.storage() {
+        true => Err(Verdict::NoMatch),
+        false => Ok(()),
     }
 }

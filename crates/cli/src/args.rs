@@ -68,8 +68,8 @@ pub(crate) struct TargetArgs {
     #[arg(long = "fix", value_name = "INPUT=NUMBER", value_parser = fixed_input)]
     fixed: Vec<(String, f64)>,
     /// Precision of products with constant matrices, set after sketching: bf16 rounds both operands, int8 the
-    /// constants, column by column, int4 in runs of 64 terms, with error feedback where samples calibrate and nothing is sketched;
-    /// tables are int8 beside both. Convolutions and attention stay f32, and so does exported ONNX.
+    /// constants, column by column, int4 in runs of 64 terms, with error feedback where samples calibrate; tables are int8 beside
+    /// both. Convolutions and attention stay f32, and so does exported ONNX.
     #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
     /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.

@@ -33,6 +33,22 @@ pub fn in_precision(g: Graph, precision: Precision, dump: &mut Dump) -> Result<G
     Ok(stored(g, &StoreConstants { products, ..StoreConstants::default() }, dump)?.0)
 }
 
+/// What comes before constants are looked at that are to be stored in some way. Constants that a sketch puts side by side are
+/// one constant before they are narrow; signs beside numbers as they are stay signs.
+fn joining(storage: &StoreConstants) -> Vec<PipelineItem> {
+    let mut steps = vec![PipelineItem::Run(Box::new(FoldConstants::default()))];
+    if storage.products == StoreAs::Precision(Precision::F32) {
+        steps.insert(0, PipelineItem::Run(Box::new(DrawSigns)));
+    }
+    steps
+}
+
+/// Makes constants those that [`stored`] will store.
+pub fn joined(g: &mut Graph, storage: &StoreConstants, dump: &mut Dump) -> Result<(), DriverError> {
+    dump.run(&Pipeline::new(joining(storage)), g)?;
+    Ok(())
+}
+
 /// The graph with its constants stored in some way, and what was declined. Where all products are in bf16, their left
 /// operands are too.
 pub fn stored(
@@ -43,15 +59,8 @@ pub fn stored(
     if *storage == StoreConstants::default() {
         return Ok((g, Vec::new()));
     }
-    // Constants that a sketch puts side by side are one constant before they are narrow; signs beside numbers as they are
-    // stay signs.
-    let mut steps = vec![
-        PipelineItem::Run(Box::new(FoldConstants::default())),
-        PipelineItem::Run(Box::new(storage.clone())),
-    ];
-    if storage.products == StoreAs::Precision(Precision::F32) {
-        steps.insert(0, PipelineItem::Run(Box::new(DrawSigns)));
-    }
+    let mut steps = joining(storage);
+    steps.push(PipelineItem::Run(Box::new(storage.clone())));
     if storage.products == StoreAs::Precision(Precision::Bf16) {
         steps.push(PipelineItem::Run(Box::new(RoundOperands)));
     }

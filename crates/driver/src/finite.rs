@@ -1,4 +1,5 @@
-//! Inputs that are not finite: where they are so, and whether a model may give outputs that are.
+//! Inputs that are not finite, or so large that what is computed of them is not: where they are so, and whether a model may
+//! give outputs that are. Inputs that stand far out from the others are told, since they decide what is measured.
 //!
 //! NaN stands for what is missing in the data of trees and of imputers, which read it by comparisons; everywhere else it spreads
 //! to the outputs, and a number that is measured there says nothing.
@@ -16,6 +17,11 @@ pub fn not_finite(name: &str, t: &Tensor) -> Option<String> {
         return None;
     }
     let (at, value) = first_not_finite(t)?;
+    Some(told(name, t, at, value))
+}
+
+/// Where an element is: `` `x` is NaN in row 6, at [6, 3] ``.
+fn told(name: &str, t: &Tensor, at: usize, value: f64) -> String {
     let (mut left, mut index) = (at, Vec::new());
     for extent in t.shape().iter().rev() {
         index.push(left % extent);
@@ -23,7 +29,55 @@ pub fn not_finite(name: &str, t: &Tensor) -> Option<String> {
     }
     index.reverse();
     let row = index.first().map_or(String::new(), |row| format!(" in row {row}, at {index:?}"));
-    Some(format!("`{name}` is {value}{row}"))
+    let value = if value.is_finite() { format!("{value:e}") } else { value.to_string() };
+    format!("`{name}` is {value}{row}")
+}
+
+/// From about here on the square of a number is beyond f32, in which models compute and sums are made.
+const LARGEST: f64 = 1e18;
+
+/// Where a number of an array is so large that its square is beyond f32, if one is. Arrays of zeros and one such number below
+/// zero are masks that are added.
+fn too_large(name: &str, t: &Tensor) -> Option<String> {
+    let number = floats(t)?;
+    let at = (0..t.len()).find(|at| number(*at).abs() > LARGEST)?;
+    let value = number(at);
+    let is_mask = value < 0.0 && (0..t.len()).map(&number).all(|v| v == 0.0 || v == value);
+    (!is_mask).then(|| format!("{}, and f32 does not hold its square", told(name, t, at, value)))
+}
+
+/// The numbers of an array of floats by their places. Most arrays are of f32, and large ones are looked at without a copy.
+fn floats(t: &Tensor) -> Option<Box<dyn Fn(usize) -> f64 + '_>> {
+    if let Ok(values) = t.as_slice::<f32>() {
+        return Some(Box::new(move |at| f64::from(values[at])));
+    }
+    let numbers = t.dtype().is_float().then(|| Numbers::of(t).ok())??.floats();
+    Some(Box::new(move |at| numbers[at]))
+}
+
+/// So many times the size that is usual is far out.
+const FAR_OUT: f64 = 1e4;
+
+/// Where an array of samples is much larger than it usually is, if it is so in less than half of the rows: the greatest size of
+/// each row is compared with the median of those of all rows.
+pub(crate) fn far_out(name: &str, t: &Tensor) -> Option<String> {
+    let rows = t.shape().first().copied().filter(|rows| *rows > 0)?;
+    let (number, width) = (floats(t)?, t.len() / rows);
+    let places = |row: usize| row * width..(row + 1) * width;
+    let greatest = |row: usize| places(row).map(|at| number(at).abs()).fold(0.0, f64::max);
+    let sizes: Vec<f64> = (0..rows).map(greatest).collect();
+    let mut sorted = sizes.clone();
+    sorted.sort_by(f64::total_cmp);
+    let usual = sorted[rows / 2];
+    let row = (0..rows).max_by(|a, b| sizes[*a].total_cmp(&sizes[*b]))?;
+    let at = places(row).find(|at| number(*at).abs() == sizes[row])?;
+    (usual > 0.0 && sizes[row] > FAR_OUT * usual).then(|| {
+        format!(
+            "{}, {:.0e} times as large as the largest numbers of most samples: it decides what is measured of all",
+            told(name, t, at, number(at)),
+            sizes[row] / usual
+        )
+    })
 }
 
 fn first_not_finite(t: &Tensor) -> Option<(usize, f64)> {
@@ -42,9 +96,10 @@ fn first_not_finite(t: &Tensor) -> Option<(usize, f64)> {
     (!is_mask).then(|| (at, numbers[at]))
 }
 
-/// The same where it may reach an output of a graph.
+/// The same where it may reach an output of a graph, and where a number is so large that what a model computes of it is not
+/// finite.
 pub fn spreading(g: &Graph, name: &str, t: &Tensor) -> Option<String> {
-    not_finite(name, t).filter(|_| reaches_outputs(g, name))
+    not_finite(name, t).or_else(|| too_large(name, t)).filter(|_| reaches_outputs(g, name))
 }
 
 /// Whether what is not finite in an input may reach an output. It ends at comparisons, whose results are no floating point
@@ -83,6 +138,31 @@ mod tests {
         assert_eq!(of(&[0.0, 0.0, -inf, 0.0, -inf, -inf]), None, "a mask that is added");
         let wide = Tensor::from_slice(&[1, 2], &[0.0f64, f64::INFINITY]).unwrap();
         assert_eq!(not_finite("x", &wide).unwrap(), "`x` is inf in row 0, at [0, 1]");
+    }
+
+    #[test]
+    fn what_is_too_large_is_told_by_its_place() {
+        let of = |values: &[f32]| too_large("x", &Tensor::from_slice(&[2, 3], values).unwrap());
+        assert_eq!(
+            of(&[0.0, 1.0, 2.0, 3.0, 1e30, 5.0]).unwrap(),
+            "`x` is 1e30 in row 1, at [1, 1], and f32 does not hold its square"
+        );
+        assert_eq!(of(&[0.0, 1.0, 2.0, 3.0, 1e17, 5.0]), None);
+        assert_eq!(of(&[0.0, 0.0, f32::MIN, 0.0, f32::MIN, 0.0]), None, "a mask that is added");
+        assert!(of(&[0.0, 0.0, f32::MIN, 0.0, f32::MAX, 0.0]).is_some());
+    }
+
+    #[test]
+    fn what_is_far_out_is_told_by_its_place() {
+        let mut values: Vec<f32> = (0..30).map(|i| (i % 7) as f32 - 3.0).collect();
+        let of = |values: &[f32]| far_out("x", &Tensor::from_slice(&[10, 3], values).unwrap());
+        assert_eq!(of(&values), None);
+        values[13] = -3e6;
+        let told = of(&values).unwrap();
+        assert!(told.starts_with("`x` is -3e6 in row 4, at [4, 1], 1e6 times as large"), "{told}");
+        values[13] = 1e3;
+        assert_eq!(of(&values), None);
+        assert_eq!(of(&[0.0; 30]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
 use crate::expected::Expected;
-use crate::finite::spreading;
+use crate::finite::{far_out, spreading};
 use crate::shared::{shared, unknown};
 
 /// Named tensors.
@@ -101,7 +101,7 @@ impl Samples {
     /// Keeps the arrays that are inputs of a graph; others are left out.
     ///
     /// # Errors
-    /// [`DriverError::Samples`] that lists all that is missing, of another type, or not finite.
+    /// [`DriverError::Samples`] that lists all that is missing, of another type, not finite, or too large to compute with.
     pub fn for_graph(&self, g: &Graph) -> Result<Samples, DriverError> {
         let mut arrays = Vec::new();
         let mut problems = Vec::new();
@@ -317,6 +317,7 @@ pub fn doubts_where(samples: &Samples, held_out: bool) -> Vec<String> {
         if t.bytes().chunks_exact(size).all(|e| *e == t.bytes()[..size]) {
             all.push(format!("`{name}` is the same number everywhere"));
         }
+        all.extend(far_out(name, t));
     }
     all
 }

@@ -64,7 +64,7 @@ pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use heads::HeadChoice;
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
-pub use layer::{Layer, layers, lookups};
+pub use layer::{Bias, Layer, layers, lookups};
 pub use local::{LocalScheme, LocalSettings, LocalSummary};
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use lowrank_diag::LowRankDiagScheme;

@@ -16,6 +16,15 @@ pub struct Moments {
     identity: String,
 }
 
+/// Of the same rows, as far as identities tell.
+impl PartialEq for Moments {
+    fn eq(&self, other: &Moments) -> bool {
+        self.centring == other.centring && self.identity == other.identity
+    }
+}
+
+impl Eq for Moments {}
+
 impl Moments {
     /// How second moments of inputs are conditioned: against directions that the samples hardly show, a share of the mean
     /// variance is added to each.

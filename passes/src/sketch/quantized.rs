@@ -51,13 +51,6 @@ use super::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QuantizedScheme;
 
-impl QuantizedScheme {
-    /// The settings that round a weight to 4 bits and correct nothing.
-    pub fn uncorrected() -> Settings {
-        Settings::write(&QuantizedSettings { bits: 4, rank: 0 })
-    }
-}
-
 /// What a plan says of a weight of a few bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -276,7 +269,7 @@ impl Fitted for FittedQuantized {
     }
 
     fn probe(&self) -> Option<Settings> {
-        Some(QuantizedScheme::uncorrected())
+        Some(Settings::write(&QuantizedSettings { bits: 4, rank: 0 }))
     }
 
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {

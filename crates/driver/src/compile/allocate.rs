@@ -10,10 +10,10 @@ use margay_plan::{
 };
 
 use super::Job;
-use super::apply::{apply, pass_of};
+use super::apply::{Finish, apply, pass_of};
 use super::check::{Checker, judged};
 use super::fit::Fit;
-use super::limit::{Measure, Met, meet_error};
+use super::limit::{Measures, Met, meet_error};
 use super::price::Prices;
 use crate::{DriverError, Dump};
 
@@ -46,22 +46,26 @@ pub(crate) struct Chosen {
 }
 
 /// The choice that meets the goal, or the one of the plan. Without `weights` every site weighs the same; an error limit
-/// is checked by `checker`.
+/// is checked by `checker`, and what the refit leaves of it is used up.
 pub(crate) fn allocate(
     job: &Job<'_>,
     fits: &[Fit],
     prices: &Prices,
     weights: Option<Vec<f64>>,
     checker: Option<&Checker>,
+    finish: Finish<'_>,
 ) -> Result<Chosen, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
-    let given = job.options.searched().filter(|_| !job.rounds_with_feedback());
-    let met = match given {
+    let met = match job.options.searched() {
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
             let budgets = &job.options.budgets;
             candidates.narrow(&job.sites, &resources(goal, budgets));
-            meet(&candidates, goal, budgets, &|choice| error_of(job, fits, checker, choice))?
+            let fitted = |choice: &Allocation| error_of(job, fits, checker, (choice, finish.without_refit()));
+            let refitted = |choice: &Allocation| error_of(job, fits, checker, (choice, finish));
+            let measures =
+                Measures { fitted: &fitted, refitted: finish.refit.is_some().then_some(&refitted) };
+            meet(&candidates, goal, budgets, measures)?
         }
     };
     Ok(Chosen { candidates, allocation: met.allocation, closest: met.closest })
@@ -95,18 +99,18 @@ pub(crate) fn along(
     Ok(found)
 }
 
-/// The error of a choice on held-out samples that a limit is for.
+/// The error of a choice, refitted or not, on held-out samples that a limit is for.
 fn error_of(
     job: &Job<'_>,
     fits: &[Fit],
     checker: Option<&Checker>,
-    choice: &Allocation,
+    (choice, finish): (&Allocation, Finish<'_>),
 ) -> Result<f64, DriverError> {
     if choice.choices.is_empty() && job.storage == StoreConstants::default() {
         return Ok(0.0);
     }
     let checker = checker.expect("an error limit without samples was refused");
-    let sketched = apply(job, pass_of(&job.sites, fits, choice), None, &mut Dump::none())?;
+    let sketched = apply(job, pass_of(&job.sites, fits, choice), finish, &mut Dump::none())?;
     judged(job, checker, &sketched.graph)
 }
 
@@ -227,20 +231,20 @@ fn resources(goal: &Goal, budgets: &Budgets) -> Vec<Resource> {
     all
 }
 
-/// The choice that meets a goal within budgets. `measure` says the relative error of a choice on held-out samples; only an error limit
-/// needs it.
+/// The choice that meets a goal within budgets. `measures` say the relative error of a choice on held-out samples; only an error limit
+/// needs them.
 fn meet(
     candidates: &Candidates,
     goal: &Goal,
     budgets: &Budgets,
-    measure: &Measure<'_>,
+    measures: Measures<'_>,
 ) -> Result<Met, DriverError> {
     let Candidates { curves, dense, weighed, .. } = candidates;
     let besides = candidates.limits(budgets.goals());
     let allocation = match goal {
         Goal::Dense => Ok(Allocation::dense(*dense)),
         Goal::Error(ErrorLimit { most: limit, .. }) | Goal::Drop(limit) => {
-            return meet_error(candidates, *limit, &besides, measure);
+            return meet_error(candidates, *limit, &besides, measures);
         }
         Goal::Bytes(_) | Goal::Flops(_) | Goal::Seconds(_)
             if besides.iter().any(|(r, _)| *r != goal.resource()) =>
@@ -291,6 +295,7 @@ mod tests {
 
     use margay_plan::{Budget, Settings};
 
+    use super::super::limit::Measure;
     use super::*;
 
     fn price(bytes: i64, seconds: f64) -> Price {
@@ -329,13 +334,17 @@ mod tests {
         Candidates { curves, excluded, dense, dense_bytes: 200, whole_bytes: 200, weighed }
     }
 
+    fn as_fitted<'a>(fitted: &'a Measure<'a>) -> Measures<'a> {
+        Measures { fitted, refitted: None }
+    }
+
     fn unmeasured(_: &Allocation) -> Result<f64, DriverError> {
         unreachable!("only an error limit is measured")
     }
 
     /// The bytes of the sites that are sketched.
     fn chosen(candidates: &Candidates, goal: &Goal) -> Vec<(String, i64)> {
-        let found = meet(candidates, goal, &Budgets::default(), &unmeasured)
+        let found = meet(candidates, goal, &Budgets::default(), as_fitted(&unmeasured))
             .unwrap_or_else(|e| panic!("{e}"))
             .allocation;
         found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect()
@@ -358,12 +367,13 @@ mod tests {
             (3.5, &[("a", 25), ("b", 25)][..]),
         ] {
             let goal = Goal::Seconds(seconds);
-            let found = meet(&m, &goal, &Budgets::default(), &unmeasured).unwrap().allocation;
+            let found = meet(&m, &goal, &Budgets::default(), as_fitted(&unmeasured)).unwrap().allocation;
             assert!(found.price.seconds <= seconds * (1.0 + 1e-9), "{seconds}");
             assert_eq!(chosen(&m, &goal), sites(expected), "{seconds} s");
         }
-        let error =
-            meet(&m, &Goal::Seconds(3.25), &Budgets::default(), &unmeasured).err().expect("too little");
+        let error = meet(&m, &Goal::Seconds(3.25), &Budgets::default(), as_fitted(&unmeasured))
+            .err()
+            .expect("too little");
         let DriverError::Budget { asked_ms, best_ms } = error else { panic!("{error}") };
         assert_eq!((asked_ms, best_ms), (3250.0, 3500.0));
     }
@@ -384,14 +394,16 @@ mod tests {
             (75, 4.2, &[("a", 25), ("b", 50)][..]),
             (75, 3.5, &[("a", 25), ("b", 25)][..]),
         ] {
-            let found = meet(&m, &bytes(most), &budgets(most, seconds), &unmeasured).unwrap().allocation;
+            let found =
+                meet(&m, &bytes(most), &budgets(most, seconds), as_fitted(&unmeasured)).unwrap().allocation;
             let found: Vec<_> = found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect();
             assert_eq!(found, sites(expected), "{most} bytes, {seconds} s");
         }
-        assert!(meet(&m, &bytes(40), &budgets(40, 4.0), &unmeasured).is_err());
+        assert!(meet(&m, &bytes(40), &budgets(40, 4.0), as_fitted(&unmeasured)).is_err());
         // A limit of the error besides: the fastest within all of them.
         let measure = |a: &Allocation| Ok(a.squared_error.sqrt());
-        let met = |limit: f64, most| meet(&m, &Goal::Error(limit.into()), &budgets(most, 9.0), &measure);
+        let met =
+            |limit: f64, most| meet(&m, &Goal::Error(limit.into()), &budgets(most, 9.0), as_fitted(&measure));
         let found = met(0.26, 75).unwrap().allocation;
         assert!(found.price.bytes <= 75 && found.squared_error <= 0.26 * 0.26, "{found:?}");
         assert_eq!(found.choices.len(), 2);
@@ -410,7 +422,7 @@ mod tests {
         assert_eq!(at(100), sites(&[("a", 50), ("b", 50)]));
         assert_eq!(at(99), sites(&[("a", 25), ("b", 50)]));
         assert_eq!(at(50), sites(&[("a", 25), ("b", 25)]));
-        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &Budgets::default(), &unmeasured)
+        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &Budgets::default(), as_fitted(&unmeasured))
             .err()
             .expect("too few");
         assert_eq!(none.kind(), crate::Kind::Check);
@@ -445,7 +457,7 @@ mod tests {
         assert_eq!(chosen(&m, &Goal::Bytes(Budget::Absolute(150))), sites(&[("b", 50)]));
         assert_eq!(chosen(&m, &Goal::Seconds(1.5)), sites(&[("b", 50)]));
         for goal in [Goal::Bytes(Budget::Absolute(100)), Goal::Seconds(1.0)] {
-            let found = meet(&m, &goal, &Budgets::default(), &unmeasured).unwrap().allocation;
+            let found = meet(&m, &goal, &Budgets::default(), as_fitted(&unmeasured)).unwrap().allocation;
             assert_eq!((found.choices.len(), found.choices["a"].choice.scheme.as_str()), (2, "0"));
         }
     }
@@ -460,17 +472,24 @@ mod tests {
             Ok(a.squared_error.sqrt())
         };
         let limit = 0.06f64.sqrt();
-        let found = meet(&m, &Goal::Error(limit.into()), &Budgets::default(), &measure).unwrap().allocation;
+        let found = meet(&m, &Goal::Error(limit.into()), &Budgets::default(), as_fitted(&measure))
+            .unwrap()
+            .allocation;
         // 0.04 + 0.02 at 0.75 s; the next faster one, 0.04 + 0.09, is beyond the limit.
         assert_eq!(found.price.seconds, 3.75);
         assert!(tried.borrow().iter().any(|e| *e <= limit));
-        let nothing = meet(&m, &Goal::Error(0.05.into()), &Budgets::default(), &measure).unwrap().allocation;
+        let nothing =
+            meet(&m, &Goal::Error(0.05.into()), &Budgets::default(), as_fitted(&measure)).unwrap().allocation;
         assert!(nothing.choices.is_empty());
         // A model that errs twice as much as is predicted is allowed half as much of it.
-        let twice =
-            meet(&m, &Goal::Error(limit.into()), &Budgets::default(), &|a| Ok(2.0 * a.squared_error.sqrt()))
-                .unwrap()
-                .allocation;
+        let twice = meet(
+            &m,
+            &Goal::Error(limit.into()),
+            &Budgets::default(),
+            as_fitted(&|a| Ok(2.0 * a.squared_error.sqrt())),
+        )
+        .unwrap()
+        .allocation;
         assert_eq!(twice.price.seconds, 4.5);
     }
 

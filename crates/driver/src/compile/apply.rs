@@ -1,11 +1,18 @@
-//! The graph with sites replaced, and their factors refitted to what the layers before them have become.
+//! The graph with sites replaced, their factors refitted to what the layers before them have become, and constants stored as
+//! was asked for.
+//!
+//! Constants that get a few bits are rounded with error feedback for what their products read in the sketched graph, so that
+//! weights and factors are treated alike.
+
+use std::cell::RefCell;
 
 use margay_ir::{Graph, Remark, Stage};
-use margay_passes::sketch::Site;
-use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
+use margay_passes::sketch::{Rows, Site};
+use margay_passes::{ApplyPlan, Pipeline, PipelineItem, StoreConstants};
 use margay_plan::{Allocation, Choice, Settings};
 
 use super::Job;
+use super::calibrate::{Measuring, calibrate};
 use super::fit::{Fit, Gradients};
 use super::split::{Split, drawn};
 use crate::{
@@ -55,7 +62,13 @@ pub(crate) struct Refit {
     train: Samples,
     decide: Samples,
     metrics: Metrics,
+    /// What became of the last graphs, by the hash of their texts, which name constants by all that they follow from: a search
+    /// ends with one that it has refitted.
+    last: RefCell<Vec<(blake3::Hash, Refitted)>>,
 }
+
+/// Refitted graphs that are kept.
+const KEPT: usize = 2;
 
 impl Refit {
     /// `None` without samples, or with too few of them to decide by.
@@ -77,11 +90,16 @@ impl Refit {
             let metric = gradients.metric(i);
             metrics.extend(site.nodes.iter().filter_map(|n| Some((*n, metric?.clone()))));
         }
-        Ok(Some(Refit { train: samples.part(&train)?, decide: samples.part(&decide)?, metrics }))
+        let (train, decide) = (samples.part(&train)?, samples.part(&decide)?);
+        Ok(Some(Refit { train, decide, metrics, last: RefCell::default() }))
     }
 
     /// The sketched graph with refitted factors.
     fn refitted(&self, job: &Job<'_>, sketched: &Graph) -> Result<Refitted, DriverError> {
+        let key = blake3::hash(sketched.to_string().as_bytes());
+        if let Some((_, known)) = self.last.borrow().iter().find(|(other, _)| *other == key) {
+            return Ok(known.clone());
+        }
         let data = RefitData {
             teacher: job.graph(),
             train: &self.train,
@@ -94,7 +112,27 @@ impl Refit {
             threads: job.threads(),
             interruption: &Interruption::never(),
         };
-        refit_layers(sketched, &data, job.progress)
+        let done = refit_layers(sketched, &data, job.progress)?;
+        let mut last = self.last.borrow_mut();
+        last.truncate(KEPT - 1);
+        last.insert(0, (key, done.clone()));
+        Ok(done)
+    }
+}
+
+/// What is done once sites are replaced.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    /// The samples that constants of a few bits are rounded for.
+    pub(crate) split: Option<&'a Split>,
+    /// What factors are refitted with.
+    pub(crate) refit: Option<&'a Refit>,
+}
+
+impl<'a> Finish<'a> {
+    /// The same, with factors as schemes found them.
+    pub(crate) fn without_refit(self) -> Finish<'a> {
+        Finish { refit: None, ..self }
     }
 }
 
@@ -102,19 +140,41 @@ impl Refit {
 pub(crate) fn apply(
     job: &Job<'_>,
     pass: ApplyPlan,
-    refit: Option<&Refit>,
+    finish: Finish<'_>,
     dump: &mut Dump,
 ) -> Result<Sketched, DriverError> {
     let sketches = !pass.choices.is_empty();
     let Sketched { mut graph, mut remarks, mut refits } = replaced(job.graph(), pass, dump)?;
-    if let Some(refit) = refit.filter(|_| sketches) {
+    if let Some(refit) = finish.refit.filter(|_| sketches) {
         let done = refit.refitted(job, &graph)?;
         (graph, refits) = (done.graph, done.reports);
         dump.graph("refit", &graph);
     }
-    let (graph, more) = build::stored(graph, &job.storage, dump)?;
+    let storage = storage_for(job, &mut graph, finish.split, dump)?;
+    let (graph, more) = build::stored(graph, &storage, dump)?;
     remarks.extend(more);
     Ok(Sketched { graph, remarks, refits })
+}
+
+/// How constants of a sketched graph are stored, with what was measured of the products whose constants get a few bits.
+fn storage_for(
+    job: &Job<'_>,
+    g: &mut Graph,
+    split: Option<&Split>,
+    dump: &mut Dump,
+) -> Result<StoreConstants, DriverError> {
+    let mut storage = job.storage.clone();
+    let Some(split) = split.filter(|_| !storage.to_measure(g).is_empty()) else { return Ok(storage) };
+    // What is measured are the constants as they will be stored.
+    build::joined(g, &storage, dump)?;
+    let wanted = storage.to_measure(g);
+    let requests: Vec<&[Rows]> = wanted.iter().map(|(_, rows)| rows.as_slice()).collect();
+    // What is kept there is of the model, and not of this graph.
+    let measuring = Measuring { cache: None, ..job.measuring() };
+    let moments = calibrate(g, &[], &requests, &split.calibration, &measuring)?;
+    let found = wanted.into_iter().zip(moments).filter_map(|((constant, _), m)| Some((constant, m?)));
+    storage.inputs = found.filter(|(_, moments)| moments.gram().count() > 0).collect();
+    Ok(storage)
 }
 
 /// Replaces sites.

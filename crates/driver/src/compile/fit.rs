@@ -6,8 +6,7 @@ use std::sync::Arc;
 use margay_ir::{NodeId, Remark, Value};
 use margay_loops::Precision;
 use margay_passes::sketch::{
-    Context, DecompositionKey, Decompositions, Fitted, Known, Moments, QuantizedScheme, Rows, SCHEMES,
-    Scheme, scheme,
+    Context, DecompositionKey, Decompositions, Fitted, Known, Moments, Rows, SCHEMES, Scheme, scheme,
 };
 use margay_plan::Settings;
 use margay_randnla::{Gram, LowRank, RandnlaError, Subset};
@@ -50,13 +49,6 @@ pub(crate) struct Fit {
 /// [`DriverError::Options`] for a plan with a scheme that does not take the site, or with sites that share a weight.
 pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     let (sites, seed) = (&job.sites, job.options.seed());
-    if job.rounds_with_feedback() {
-        let scheme: &'static dyn Scheme = &QuantizedScheme;
-        let takes = |site: &usize| sites[*site].schemes.contains(&scheme.facts().name);
-        let settings = Some(QuantizedScheme::uncorrected());
-        let task = |site| Task { site, scheme, settings: settings.clone(), seed };
-        return Ok((0..sites.len()).filter(takes).map(task).collect());
-    }
     if !job.options.sketches() {
         return Ok(Vec::new());
     }

@@ -7,7 +7,7 @@ use margay_plan::{Allocation, Goal, Plan, Price, Resource};
 use serde::Serialize;
 
 use super::allocate::along;
-use super::apply::{apply, pass_of};
+use super::apply::{Finish, apply, pass_of};
 use super::price::after;
 use super::{CompileOptions, Job, Prepared, report};
 use crate::{DriverError, Dump, ErrorMeasure, Model, Progress, Samples};
@@ -106,14 +106,15 @@ pub fn front(
     let job = Job::new(source, Some(samples), &options, progress)?;
     let prepared = Prepared::new(&job)?;
     let refit = if asked.refit { prepared.refit(&job)? } else { None };
-    let Prepared { fits, prices, weights, checker, .. } = &prepared;
+    let Prepared { split, fits, prices, weights, checker, .. } = &prepared;
+    let finish = Finish { split: split.as_ref(), refit: refit.as_ref() };
     let weights = weights.as_deref();
     let choices = along(&job, fits, prices, weights, asked.resource, asked.points)?;
     let checker = checker.as_ref().expect("there are samples");
     let amount = |n: i64| u64::try_from(n).unwrap_or(0);
     let point = |choice: &Allocation| {
         let pass = pass_of(&job.sites, fits, choice);
-        let sketched = apply(&job, pass, refit.as_ref(), &mut Dump::none())?;
+        let sketched = apply(&job, pass, finish, &mut Dump::none())?;
         let price: Price = after(&job, prices, &sketched.graph)?;
         Ok::<FrontPoint, DriverError>(FrontPoint {
             sketched: choice.choices.len(),

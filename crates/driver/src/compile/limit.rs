@@ -4,6 +4,11 @@
 //! fixed shares of the time that can be saved the choice of least predicted error, the fastest first, until one is within the
 //! limit; then between that one and the one before by bisection. What is tried does not depend on the limit but for where it
 //! ends, so that a larger limit never gives a slower model. Where all of these exceed the limit, sites are tried one by one.
+//!
+//! What is chosen is refitted, which may leave much less of the error; to refit all that is tried would take several times as
+//! long. So the one found is refitted, and where that leaves room, the search is repeated for the limit divided by the share
+//! of the error that was left, until the limit is used up or nothing faster is within it. That a larger limit gives no slower
+//! model is then so as long as a refit leaves no larger share of the error of a faster choice.
 
 use margay_plan::{
     AllocateError, Allocation, Curve, Price, Resource, least_cost, least_error, least_error_within,
@@ -20,6 +25,15 @@ const BISECTIONS: usize = 4;
 
 /// Sites tried one by one.
 const SINGLE_SITES: usize = 8;
+
+/// Searches for what is within the limit once it is refitted, at most.
+const ROUNDS: usize = 4;
+
+/// The share of the limit from which on it counts as used up.
+const USED: f64 = 0.95;
+
+/// Where nothing is within the limit, the choice of least error is refitted if it errs by no more than this many limits.
+const NEAR: f64 = 2.0;
 
 /// What was found.
 pub(crate) struct Met {
@@ -45,43 +59,104 @@ fn saving_within(
 /// Says the relative error of a choice on held-out samples.
 pub(crate) type Measure<'a> = dyn Fn(&Allocation) -> Result<f64, DriverError> + 'a;
 
-/// The fastest choice of those tried whose error is at most `limit`.
+/// How choices are measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Measures<'a> {
+    /// With the factors that schemes found.
+    pub(crate) fitted: &'a Measure<'a>,
+    /// With factors that are refitted to what is before them, where that can be done.
+    pub(crate) refitted: Option<&'a Measure<'a>>,
+}
+
+/// The fastest choice of those tried whose error is at most `limit`, as it is or refitted.
 pub(crate) fn meet_error(
     candidates: &Candidates,
     limit: f64,
     besides: &[(Resource, f64)],
-    measure: &Measure<'_>,
+    measures: Measures<'_>,
 ) -> Result<Met, DriverError> {
-    let mut search = Search { candidates, limit, besides, measure, known: Vec::new(), best: None };
-    search.run()?;
-    let errors = search.known.iter().map(|(_, error)| *error).filter(|error| error.is_finite());
-    let closest = errors.fold(None, |least: Option<f64>, error| Some(least.map_or(error, |l| l.min(error))));
+    let mut search = Search { candidates, besides, measure: measures.fitted, known: Vec::new() };
+    let mut found = search.fastest(limit)?;
+    let mut closest = search.closest().map(|(_, error)| error);
+    if let Some(refitted) = measures.refitted {
+        let mut room = Room { limit, refitted, best: None, closest };
+        if let Some(better) = room.used_up(&mut search, found.as_ref())? {
+            found = Some((better, limit));
+        }
+        closest = room.closest;
+    }
     let fits = besides.iter().all(|(r, limit)| candidates.dense.of(*r) <= *limit);
-    if search.best.is_none() && !fits {
+    if found.is_none() && !fits {
         let found =
             closest.map_or(String::new(), |least| format!("; the least that was found is {least:.3}"));
         return Err(DriverError::Measure(format!(
             "no choice within the budgets errs by at most {limit}{found}"
         )));
     }
-    let allocation = search.best.unwrap_or_else(|| Allocation::dense(candidates.dense));
+    let allocation = found.map_or_else(|| Allocation::dense(candidates.dense), |(choice, _)| choice);
     Ok(Met { allocation, closest })
+}
+
+/// What a limit leaves room for once choices are refitted.
+struct Room<'a> {
+    limit: f64,
+    refitted: &'a Measure<'a>,
+    /// The fastest within the limit.
+    best: Option<Allocation>,
+    /// The least error that was measured.
+    closest: Option<f64>,
+}
+
+impl Room<'_> {
+    /// The fastest choice found that is within the limit when it is refitted. `found` is within it as it is. `None` where the
+    /// refit is no help.
+    fn used_up(
+        &mut self,
+        search: &mut Search<'_>,
+        found: Option<&(Allocation, f64)>,
+    ) -> Result<Option<Allocation>, DriverError> {
+        let near = || search.closest().filter(|(_, error)| *error <= NEAR * self.limit);
+        let Some((mut choice, mut before)) = found.cloned().or_else(near) else { return Ok(None) };
+        let mut tried: Vec<Allocation> = Vec::new();
+        for _ in 0..=ROUNDS {
+            let after = (self.refitted)(&choice)?;
+            self.closest = self.closest.map(|least| least.min(after));
+            if after <= self.limit {
+                self.best = Some(choice.clone());
+            }
+            // What is within the limit as it is, and beyond it when it is refitted, says nothing of others.
+            let used = after > USED * self.limit && after <= self.limit;
+            let share = after / before;
+            if used || share.is_nan() || self.best.is_none() {
+                break;
+            }
+            tried.push(choice);
+            let Some((next, error)) = search.fastest(self.limit / share)? else { break };
+            let faster = self.best.as_ref().is_none_or(|best| next.price.seconds < best.price.seconds);
+            if !faster || tried.iter().any(|other| other.choices == next.choices) {
+                break;
+            }
+            (choice, before) = (next, error);
+        }
+        Ok(self.best.take())
+    }
 }
 
 struct Search<'a> {
     candidates: &'a Candidates,
-    limit: f64,
     /// What a choice may use besides.
     besides: &'a [(Resource, f64)],
     measure: &'a Measure<'a>,
     /// What was measured, with its error.
     known: Vec<(Allocation, f64)>,
-    /// The fastest within the limit.
-    best: Option<Allocation>,
 }
 
+/// The fastest choice within a limit so far, with its error.
+type Fastest = Option<(Allocation, f64)>;
+
 impl Search<'_> {
-    fn run(&mut self) -> Result<(), DriverError> {
+    /// The fastest choice of those tried whose error is at most `limit`.
+    fn fastest(&mut self, limit: f64) -> Result<Fastest, DriverError> {
         let Candidates { curves, dense, .. } = self.candidates;
         let all: f64 = curves.iter().flat_map(|c| &c.candidates).map(|c| c.squared_error).sum();
         let fastest = least_cost(curves, *dense, Resource::Seconds, all)?.price.seconds;
@@ -93,7 +168,7 @@ impl Search<'_> {
             _ if share == 0.0 => least_error_within(curves, *dense, besides),
             _ => saving_within(curves, *dense, besides, seconds(share)),
         };
-        let mut beyond = None;
+        let (mut best, mut beyond) = (None, None);
         // So much time cannot always be saved within budgets.
         let last = (!besides.is_empty()).then_some(0.0);
         for share in SHARES.into_iter().chain(last) {
@@ -104,31 +179,36 @@ impl Search<'_> {
                 }
                 choice => choice?,
             };
-            if !self.within(&choice)? {
+            if !self.within(limit, &choice, &mut best)? {
                 beyond = Some(share);
                 continue;
             }
-            let (mut slow, Some(mut fast)) = (share, beyond) else { return Ok(()) };
+            let (mut slow, Some(mut fast)) = (share, beyond) else { return Ok(best) };
             for _ in 0..BISECTIONS {
                 let middle = 0.5 * (slow + fast);
                 let within = match saving(middle) {
                     Err(AllocateError::Infeasible { .. } | AllocateError::Together { .. }) => false,
-                    choice => self.within(&choice?)?,
+                    choice => self.within(limit, &choice?, &mut best)?,
                 };
                 match within {
                     true => slow = middle,
                     false => fast = middle,
                 }
             }
-            return Ok(());
+            return Ok(best);
         }
-        if !besides.is_empty() {
-            return Ok(());
+        if besides.is_empty() {
+            for choice in self.single_sites() {
+                self.within(limit, &choice, &mut best)?;
+            }
         }
-        for choice in self.single_sites() {
-            self.within(&choice)?;
-        }
-        Ok(())
+        Ok(best)
+    }
+
+    /// What was measured with the least error.
+    fn closest(&self) -> Fastest {
+        let finite = self.known.iter().filter(|(_, error)| error.is_finite());
+        finite.min_by(|(_, a), (_, b)| a.total_cmp(b)).cloned()
     }
 
     /// The sites of least predicted error, each by itself at that error.
@@ -148,8 +228,8 @@ impl Search<'_> {
         alone
     }
 
-    /// Whether a choice is within the limit.
-    fn within(&mut self, choice: &Allocation) -> Result<bool, DriverError> {
+    /// Whether a choice is within the limit. It becomes the best one if it is faster.
+    fn within(&mut self, limit: f64, choice: &Allocation, best: &mut Fastest) -> Result<bool, DriverError> {
         if choice.choices.is_empty() {
             return Ok(false);
         }
@@ -162,10 +242,10 @@ impl Search<'_> {
                 error
             }
         };
-        let within = error <= self.limit;
-        let faster = self.best.as_ref().is_none_or(|best| choice.price.seconds < best.price.seconds);
+        let within = error <= limit;
+        let faster = best.as_ref().is_none_or(|(best, _)| choice.price.seconds < best.price.seconds);
         if within && faster {
-            self.best = Some(choice.clone());
+            *best = Some((choice.clone(), error));
         }
         Ok(within)
     }
@@ -217,13 +297,23 @@ mod tests {
         1.7 * choice.squared_error.sqrt() * (1.0 + 0.3 * ((bumps + 5 * steps) % 4) as f64)
     }
 
+    /// The fastest choice within a limit, nothing of which is refitted.
+    fn met(
+        candidates: &Candidates,
+        limit: f64,
+        besides: &[(Resource, f64)],
+        fitted: &Measure<'_>,
+    ) -> Result<Met, DriverError> {
+        meet_error(candidates, limit, besides, Measures { fitted, refitted: None })
+    }
+
     #[test]
     fn a_larger_limit_never_gives_a_slower_model() {
         for sites in [1, 3, 8] {
             let m = model(sites);
             let mut before = f64::INFINITY;
             for limit in (1..80).map(|i| 0.004 * f64::from(i) * f64::from(i).sqrt()) {
-                let met = meet_error(&m, limit, &[], &|c| Ok(uneven(c))).unwrap();
+                let met = met(&m, limit, &[], &|c| Ok(uneven(c))).unwrap();
                 let error = if met.allocation.choices.is_empty() { 0.0 } else { uneven(&met.allocation) };
                 assert!(error <= limit);
                 assert!(met.allocation.price.seconds <= before, "{sites} sites, limit {limit}");
@@ -238,9 +328,9 @@ mod tests {
         let m = model(4);
         // Whatever is sketched with another site is far off.
         let alone = |c: &Allocation| Ok(if c.choices.len() > 1 { 9.0 } else { c.squared_error.sqrt() });
-        let met = meet_error(&m, 0.03, &[], &alone).unwrap();
+        let met = met(&m, 0.03, &[], &alone).unwrap();
         assert_eq!(met.allocation.choices.len(), 1);
-        let met = meet_error(&m, 0.001, &[], &alone).unwrap();
+        let met = met(&m, 0.001, &[], &alone).unwrap();
         assert!(met.allocation.choices.is_empty());
         assert_eq!(met.closest, Some(2e-4f64.sqrt()));
     }
@@ -252,9 +342,9 @@ mod tests {
             candidate.price = Price { bytes: 90 - 10 * i as i64, flops: 0, seconds: 1.1 + 0.1 * i as f64 };
         }
         let measure = |c: &Allocation| Ok(c.squared_error.sqrt());
-        let met = meet_error(&m, 1.0, &[(Resource::Bytes, 60.0)], &measure).unwrap();
+        let met = met(&m, 1.0, &[(Resource::Bytes, 60.0)], &measure).unwrap();
         assert_eq!(met.allocation.price.bytes, 60);
-        assert!(meet_error(&m, 1e-3, &[(Resource::Bytes, 60.0)], &measure).is_err());
+        assert!(met(&m, 1e-3, &[(Resource::Bytes, 60.0)], &measure).is_err());
     }
 
     #[test]
@@ -266,8 +356,60 @@ mod tests {
             seen.borrow_mut().push(c.choices.clone());
             Ok(uneven(c))
         };
-        meet_error(&m, 0.0, &[], &measure).unwrap();
+        met(&m, 0.0, &[], &measure).unwrap();
         let tried = seen.borrow().len();
         assert!((SINGLE_SITES.min(3)..=SHARES.len() + BISECTIONS + SINGLE_SITES).contains(&tried), "{tried}");
+    }
+
+    /// The time of the fastest choice of a fine grid that is within the limit when it is refitted.
+    fn fastest_refitted(m: &Candidates, limit: f64, refitted: &Measure<'_>) -> f64 {
+        let least = least_cost(&m.curves, m.dense, Resource::Seconds, 1e9).unwrap().price.seconds;
+        let at = |i: i32| least + (m.dense.seconds - least) * f64::from(i) / 128.0;
+        let all = (0..128).map(|i| least_error(&m.curves, m.dense, Resource::Seconds, at(i)).unwrap());
+        let within = all.filter(|choice| refitted(choice).unwrap() <= limit);
+        within.map(|choice| choice.price.seconds).fold(m.dense.seconds, f64::min)
+    }
+
+    #[test]
+    fn what_a_refit_leaves_of_the_limit_is_used_up() {
+        let m = model(8);
+        let plain = |c: &Allocation| Ok(c.squared_error.sqrt());
+        for (share, power) in [(0.5, 1.0), (0.8, 1.0), (0.6, 0.8), (1.1, 1.2)] {
+            let refits = RefCell::new(0);
+            let of = |c: &Allocation| Ok(share * c.squared_error.sqrt().powf(power));
+            let refitted = |c: &Allocation| {
+                *refits.borrow_mut() += 1;
+                of(c)
+            };
+            for limit in [0.02, 0.04, 0.06, 0.09, 0.12] {
+                *refits.borrow_mut() = 0;
+                let measures = Measures { fitted: &plain, refitted: Some(&refitted) };
+                let found = meet_error(&m, limit, &[], measures).unwrap().allocation;
+                assert!(*refits.borrow() <= 1 + ROUNDS);
+                let before = met(&m, limit, &[], &plain).unwrap().allocation;
+                assert!(found.price.seconds <= before.price.seconds);
+                let errs = if found.choices.is_empty() { 0.0 } else { of(&found).unwrap() };
+                let as_fitted = plain(&found).unwrap();
+                assert!(errs.min(as_fitted) <= limit, "{share} {power} {limit}: {errs}");
+                let best = fastest_refitted(&m, limit, &of);
+                let slack = (found.price.seconds - best) / m.dense.seconds;
+                assert!(slack < 0.03 || power > 1.0, "{share} {power} {limit}: {slack}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refit_that_gains_nothing_is_made_once() {
+        let m = model(3);
+        let refits = RefCell::new(0);
+        let plain = |c: &Allocation| Ok(c.squared_error.sqrt());
+        let refitted = |c: &Allocation| {
+            *refits.borrow_mut() += 1;
+            plain(c)
+        };
+        let measures = Measures { fitted: &plain, refitted: Some(&refitted) };
+        let found = meet_error(&m, 0.05, &[], measures).unwrap().allocation;
+        assert_eq!(found.choices, met(&m, 0.05, &[], &plain).unwrap().allocation.choices);
+        assert_eq!(*refits.borrow(), 1);
     }
 }

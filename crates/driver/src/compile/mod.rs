@@ -30,7 +30,7 @@ use margay_plan::{Budgets, Choice, Goal, Plan};
 use margay_tensor::Binding;
 
 use self::allocate::allocate;
-use self::apply::{Refit, apply, pass_of};
+use self::apply::{Finish, Refit, apply, pass_of};
 use self::calibrate::Measuring;
 pub use self::calibrate::{input_moments, metrics};
 use self::check::{Checker, checker, judge};
@@ -297,11 +297,6 @@ impl<'a> Job<'a> {
         StoreConstants { products, ..StoreConstants::default() }
     }
 
-    /// Whether weights are rounded to 4 bits with what calibration says of their inputs, and nothing is sketched.
-    fn rounds_with_feedback(&self) -> bool {
-        self.options.precision == Precision::Int4 && self.samples.is_some() && !self.options.sketches()
-    }
-
     /// The model as it is.
     fn graph(&self) -> &'a Graph {
         &self.source.graph
@@ -405,15 +400,16 @@ pub fn compile_with(
     let refit = prepared.refit(&job)?;
     let Prepared { split, rows, gradients, fits, prices, weights, checker } = prepared;
     let curves = curves(&job, &fits, &prices, weights.as_deref())?;
-    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
+    let finish = Finish { split: split.as_ref(), refit: refit.as_ref() };
+    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref(), finish)?;
     let pass = || pass_of(&job.sites, &fits, &choice.allocation);
-    let sketched = apply(&job, pass(), refit.as_ref(), dump)?;
+    let sketched = apply(&job, pass(), finish, dump)?;
     let judged = judge(&job, checker.as_ref(), &sketched.graph)?;
-    // The limit was met before the refit, which is no reason to miss it.
+    // What meets the limit before the refit is no reason to miss it.
     let exceeds = judged.as_ref().map_or(Ok(false), |judged| judged.exceeds(&job))?;
     let (sketched, judged) = match exceeds && refit.is_some() {
         true => {
-            let sketched = apply(&job, pass(), None, dump)?;
+            let sketched = apply(&job, pass(), finish.without_refit(), dump)?;
             let judged = judge(&job, checker.as_ref(), &sketched.graph)?;
             (sketched, judged)
         }
