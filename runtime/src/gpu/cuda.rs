@@ -85,7 +85,7 @@ fn fault(error: DriverError) -> Fault {
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
         | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
         | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Code(format!("in this step or before, {}", text(error))),
+        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Code(text(error)),
         _ => Fault::Device(text(error)),
     }
 }
