@@ -84,21 +84,23 @@ impl Backend for GpuBackend {
         }
     }
 
-    fn packs(&self, _: &KernelCall, _: usize) -> bool {
-        false
+    fn packs(&self, call: &KernelCall, operand: usize) -> bool {
+        calls::packs(call, operand)
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         calls::supports(call).map_err(|why| self.refused(call, &why))?;
-        Ok(Needs { workspace_bytes: calls::workspace_bytes(call, self.target), packed: Vec::new() })
+        let workspace_bytes = calls::workspace_bytes(call, self.target);
+        Ok(Needs { workspace_bytes, packed: calls::packed(call) })
     }
 
-    fn pack(&self, call: &KernelCall, _: usize, _: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
-        Err(self.refused(call, "nothing is packed"))
+    fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
+        calls::pack(call, operand, stored).map_err(|why| self.refused(call, &why))
     }
 
-    fn unpack(&self, layout: &str, _: &[usize], _: &[u8]) -> Result<StoredTensor, NoKernel> {
-        Err(self.refused(format!("unpack {layout}"), "nothing is packed"))
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
+        calls::unpack(layout, shape, bytes)
+            .map_err(|why| self.refused(format!("unpack {layout} {shape:?}"), &why))
     }
 
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
