@@ -19,13 +19,14 @@ use std::path::PathBuf;
 
 use margay::{
     BenchOptions, ErrorMeasure, KnownInputs, Measured, Precision, Predictor, RunOptions, RunTimes, StepTime,
-    WARM_UP_ROUNDS, bench, has_code_for, is_artifact, this_machine,
+    WARM_UP_ROUNDS, backend, bench, has_code_for, is_artifact, this_machine,
 };
 use serde::Serialize;
 
 use crate::args::{ErrorArgs, InputArgs, RunArgs, at_least_one, note_fixed, precision, read_text};
+use crate::device::chosen;
 use crate::error::Failure;
-use crate::table::{Table, bytes, significant};
+use crate::table::{Table, bytes, percent, significant};
 use crate::{Reply, errors, json, note};
 
 const JSON: &str = r#"With --json:
@@ -60,8 +61,8 @@ pub(crate) struct Args {
     /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
     #[arg(long, value_name = "FILE.toml")]
     cost_model: Option<PathBuf>,
-    /// Device that runs the artifacts that have code for it: cuda, or cuda:1 for the second one, or emulated; all other models
-    /// run where they did [default: the first that an artifact has code for].
+    /// Device that runs the artifacts that have code for it: cuda, or cuda:1 for the second one, or emulated; cuda-or-cpu for cuda
+    /// where it can run the artifact, and else for cpu; all other models run where they did [default: the first that an artifact has code for].
     #[arg(long, value_name = "NAME[:NUMBER]")]
     device: Option<String>,
     /// Also show where the time goes, step by step.
@@ -110,10 +111,16 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let mut on_device = 0;
     for path in &args.models {
         let mut plain = RunOptions { threads, huge_pages: args.how.huge_pages, ..RunOptions::default() };
-        if let Some(device) = &args.device
-            && has_code_for(path, device)?
+        let device = match &args.device {
+            // An ONNX file is compiled for the processor.
+            Some(name) if name == backend::CUDA_OR_CPU && !is_artifact(path)? => None,
+            Some(name) => Some(chosen(name, Some(path))?),
+            None => None,
+        };
+        if let Some(device) = device
+            && has_code_for(path, &device)?
         {
-            plain.backend = Some(device.clone());
+            plain.backend = Some(device);
             on_device += 1;
         }
         models.push(Predictor::open_for(path, &plain, &known)?);

@@ -15,6 +15,9 @@ use crate::{CodegenError, Written};
 /// The name of the back end.
 pub const NAME: &str = "cuda";
 
+/// The name of the emulator of devices, for which code of its own is made.
+pub const EMULATED: &str = "emulated";
+
 /// What a vector access has to begin at a multiple of, in bytes.
 const VECTOR_BYTES: usize = 16;
 
@@ -28,12 +31,20 @@ const SLOWER: f64 = 1e6;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GpuBackend {
     target: GpuTarget,
+    /// The number of the device that runs what is compiled in this process.
+    device: usize,
 }
 
 impl GpuBackend {
     /// The back end for a class.
     pub const fn new(target: GpuTarget) -> GpuBackend {
-        GpuBackend { target }
+        GpuBackend { target, device: 0 }
+    }
+
+    /// The same, whose code is run by another device of this machine than the first.
+    #[must_use]
+    pub const fn on(self, device: usize) -> GpuBackend {
+        GpuBackend { device, ..self }
     }
 
     fn refused(&self, call: impl std::fmt::Display, why: &str) -> NoKernel {
@@ -72,6 +83,14 @@ impl Backend for GpuBackend {
 
     fn target(&self) -> &str {
         self.target.name()
+    }
+
+    fn device(&self) -> String {
+        match (self.target.is_emulated(), self.device) {
+            (true, _) => EMULATED.to_owned(),
+            (false, 0) => NAME.to_owned(),
+            (false, number) => format!("{NAME}:{number}"),
+        }
     }
 
     fn preferences(&self) -> Preferences {
