@@ -11,7 +11,7 @@
 //!   code, intermediate results, scratch, outputs; `error` against the first model as `margay compile --json` has it in
 //!   `held_out`, or null without floating point outputs; `other_differences`, elements of integer and boolean outputs that
 //!   differ from those of the first model; with `--steps` also `steps`, in the order they run: `median_ms` of one run,
-//!   `flops`, `bytes`, `least_ms`, the time of these by the data sheet of a device or null, `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
+//!   `flops`, `bytes`, `least_ms`, the time of these by the data sheet of a device or null, `occupancy`, the least share of a multiprocessor's warps that are there at once by its data sheet or null, `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
 //! - `rounds`: how often all inputs were run; `warm_up_rounds`: how often before that; `threads`; `machine`: processor class
 //!   and number of logical processors.
 
@@ -34,8 +34,8 @@ const JSON: &str = r#"With --json:
                "speed_up", "all_inputs_ms", "device_ms", "predicted_ms", "prediction_is_measured",
                "constant_bytes", "peak_bytes",
                "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"},
-               "other_differences", "steps": [{"median_ms", "flops", "bytes", "least_ms", "work",
-               "label"}]}],
+               "other_differences", "steps": [{"median_ms", "flops", "bytes", "least_ms",
+               "occupancy", "work", "label"}]}],
    "rounds", "warm_up_rounds", "threads", "machine"}
 Times are of one run, but for all_inputs_ms; errors are against the first model."#;
 
@@ -176,8 +176,8 @@ fn machine() -> String {
     format!("{}, {processors} logical processors", this_machine())
 }
 
-/// The column of the least times of steps.
-const BY_DATA_SHEET: usize = 4;
+/// The columns of the least times of steps and of their warps.
+const BY_DATA_SHEET: [usize; 2] = [4, 5];
 /// The column of times by the clock of a device.
 const ON_DEVICE: usize = 4;
 
@@ -264,8 +264,8 @@ fn outputs_of(model: &Line) -> String {
 
 fn steps_text(model: &Line, steps: &[StepTime]) -> String {
     let on_device = steps.iter().any(|s| s.least_ms.is_some());
-    let heads = [">ms", ">share", ">GFLOP/s", ">GB/s", ">by data sheet", "work", "nodes"];
-    let shown = |column: &usize| on_device || *column != BY_DATA_SHEET;
+    let heads = [">ms", ">share", ">GFLOP/s", ">GB/s", ">by data sheet", ">warps", "work", "nodes"];
+    let shown = |column: &usize| on_device || !BY_DATA_SHEET.contains(column);
     let shown_heads: Vec<&str> = (0..heads.len()).filter(shown).map(|i| heads[i]).collect();
     let mut table = Table::new(&shown_heads);
     let total: f64 = steps.iter().map(|s| s.median_ms).sum();
@@ -278,6 +278,7 @@ fn steps_text(model: &Line, steps: &[StepTime]) -> String {
             rate(s.flops),
             rate(s.bytes),
             s.least_ms.map_or("-".into(), least),
+            s.occupancy.map_or("-".into(), |share| format!(">= {}, not measured", percent(share, 1.0))),
             s.work.clone(),
             shortened(&s.label),
         ];

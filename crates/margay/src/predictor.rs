@@ -1,6 +1,6 @@
 //! A model to run: an ONNX file, compiled for the shapes of the inputs, or an artifact.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -291,6 +291,24 @@ impl Predictor {
     /// The least milliseconds of so many operations and bytes by the data sheet of a device; `None` on processors.
     pub(crate) fn least_ms(&self, operations: u64, bytes: u64) -> Result<Option<f64>, Error> {
         Ok(backend::least_seconds(&*self.backend()?, operations, bytes).map(|seconds| seconds * 1e3))
+    }
+
+    /// The share of a multiprocessor's warps that are there at once, by data sheets and with the most registers that there can be,
+    /// of the kernel of each step that has fewest, by what runs and the nodes it stands for. Nothing for processors.
+    pub(crate) fn occupancies(&self) -> Result<HashMap<(String, String), f64>, Error> {
+        let Form::Artifact(artifact, session) = &self.form else { return Ok(HashMap::new()) };
+        let mut least = HashMap::new();
+        for section in session.executable().sections() {
+            let Some(uses) = backend::launch_uses(artifact, section, None)? else { continue };
+            for (note, launches) in section.parts.steps.iter().zip(uses) {
+                for launch in launches {
+                    let share = launch.resident_warps as f64 / launch.most_warps as f64;
+                    let known = least.entry((note.work.clone(), note.label.clone())).or_insert(share);
+                    *known = share.min(*known);
+                }
+            }
+        }
+        Ok(least)
     }
 
     /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.
