@@ -110,7 +110,7 @@ fn compare_all(compile: Compile<'_>, orders: usize) {
     }
     println!("{compared} cases, the greatest difference is {:.1e} of {}", worst.1, worst.0);
     let less_exact: Vec<(&str, f64)> = loops.into_iter().filter(|(_, error)| *error > LOOPS).collect();
-    println!("loops beyond {LOOPS:.0e}: {less_exact:.1e?}");
+    println!("loops beyond {LOOPS:.0e}: {less_exact:?}");
     let known: Vec<&str> = LESS_EXACT.iter().map(|(name, _)| *name).collect();
     let found: Vec<&str> = less_exact.iter().map(|(name, _)| *name).collect();
     assert_eq!(found, known, "operators of loops beyond {LOOPS:e}");
