@@ -533,7 +533,7 @@ fn bench_tells_speed_with_bytes_and_error() {
     let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps --json");
     let report = json(&ran.stdout);
     let steps = report["models"][0]["steps"].as_array().unwrap();
-    assert_eq!(keys(&steps[0]), ["bytes", "flops", "label", "least_ms", "median_ms", "work"]);
+    assert_eq!(keys(&steps[0]), ["bytes", "flops", "label", "least_ms", "median_ms", "occupancy", "work"]);
     assert!(steps.iter().any(|s| s["flops"].as_u64() > Some(0)));
     let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps --huge-pages");
     assert!(ran.stdout.contains("\nsteps of model.onnx, ") && ran.stdout.contains("GFLOP/s"));

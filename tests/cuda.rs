@@ -12,6 +12,8 @@ use margay_ir::text;
 use margay_onnx::{Attribute, ExportOptions, External, OnnxNode, export};
 use margay_tensor::Tensor;
 
+#[path = "cuda/learning.rs"]
+mod learning;
 #[path = "cli/place.rs"]
 #[allow(dead_code, reason = "shared with the tests of the command line")]
 mod place;
@@ -171,6 +173,8 @@ fn bench_times_a_device_by_its_clock_beside_the_processor() {
         for step in steps {
             assert!(step["median_ms"].as_f64().unwrap() > 0.0, "{step}");
             assert!(step["least_ms"].as_f64().unwrap() > 0.0, "{step}");
+            let occupancy = step["occupancy"].as_f64().unwrap();
+            assert!(occupancy > 0.0 && occupancy <= 1.0, "{step}");
         }
     }
     let text = machine.done(&format!("{bench} cuda --steps")).stdout;
@@ -207,6 +211,29 @@ fn a_model_is_compiled_for_a_device_and_runs_there() {
     let report = json(&machine.done("inspect gpu.margay --json").stdout);
     let section = &report["entries"][0]["sections"][0];
     assert_eq!((&section["backend"], &section["target"]), (&"cuda".into(), &"sm_80".into()));
+    let kernels = section["kernels"].as_array().unwrap();
+    assert!(kernels.len() >= section["steps"].as_u64().unwrap() as usize, "{section}");
+    for kernel in kernels {
+        let number = |name: &str| kernel[name].as_u64().unwrap();
+        assert!(number("resident_warps") > 0 && number("resident_warps") <= number("most_warps"), "{kernel}");
+        assert!(number("registers") <= 255 && kernel["least_ms"].as_f64().unwrap() > 0.0, "{kernel}");
+        assert_eq!(kernel["registers_are_counted"], false);
+    }
+    if let Some(ptxas) = std::env::var_os("MARGAY_PTXAS").map(PathBuf::from) {
+        let report =
+            json(&machine.done(&format!("inspect gpu.margay --json --ptxas {}", ptxas.display())).stdout);
+        let counted = report["entries"][0]["sections"][0]["kernels"].as_array().unwrap();
+        for (counted, most) in counted.iter().zip(kernels) {
+            let number = |kernel: &serde_json::Value, name: &str| kernel[name].as_u64().unwrap();
+            assert!(number(counted, "registers") <= number(most, "registers"), "{counted} {most}");
+            assert!(number(counted, "resident_warps") >= number(most, "resident_warps"), "{counted} {most}");
+            assert_eq!(counted["registers_are_counted"], true);
+        }
+    }
+    let text = machine.done("inspect gpu.margay").stdout;
+    assert!(text.contains("kernels for sm_80, not measured") && text.contains("<= 255"), "{text}");
+    let host = json(&machine.done("compile model.onnx -o cpu.margay --json").stdout);
+    assert!(host.is_object() && !machine.done("inspect cpu.margay").stdout.contains("not measured"));
     machine.done("run model.onnx --inputs in.npz --outputs cpu.npz");
     let expected = machine.place.read_npz("cpu.npz").remove(0).1;
     for device in ["", "--device cuda", "--device emulated"] {
@@ -236,10 +263,13 @@ fn what_a_machine_lacks_is_said_with_an_exit_code_of_its_own() {
         ("capability=75", "help: compile the model again with `--device cuda:sm_75`"),
         (
             "memory=5000",
-            "bytes for constants: out of memory (CUDA_ERROR_OUT_OF_MEMORY), 5000 of 5000 bytes are free",
+            " that the plan takes in all: out of memory (CUDA_ERROR_OUT_OF_MEMORY), 5000 of 5000 bytes are free",
         ),
-        ("fault=0", "the device failed: unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED)"),
-        ("fault=2", "the device failed: "),
+        (
+            "fault=0",
+            "the device failed: unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED), in one of the steps 0 (`",
+        ),
+        ("fault=2", "help: `margay run --step-by-step` waits for each step"),
     ] {
         machine = machine.with(device);
         machine.refused(&format!("{RUN} --device cuda"), 4, expected);
@@ -250,6 +280,26 @@ fn what_a_machine_lacks_is_said_with_an_exit_code_of_its_own() {
     let ran = machine.place.run(&format!("{RUN} --device cuda"));
     assert_eq!(ran.code, 4, "{}", ran.stderr);
     assert!(ran.stderr.contains("no CUDA driver is installed"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_device_that_fails_is_told_with_its_step() {
+    let machine = Machine::new();
+    machine.done("compile model.onnx -o gpu.margay --device cuda:sm_80 --dim batch=2");
+    let steps = json(&machine.done("bench gpu.margay --inputs in.npz --rounds 1 --steps --json").stdout);
+    let label = |step: usize| steps["models"][0]["steps"][step]["label"].as_str().unwrap().to_owned();
+    let run = format!("{RUN} --device cuda");
+    machine.done(&format!("{run} --step-by-step"));
+    // The first two steps have one kernel each.
+    let machine = machine.with("fault=1");
+    let expected = format!("(CUDA_ERROR_LAUNCH_FAILED), in step 1 (`{}`)", label(1));
+    machine.refused(&format!("{run} --step-by-step"), 4, &expected);
+    let ran = machine.run(&run);
+    let expected = format!("in one of the steps 0 (`{}`) to ", label(0));
+    assert!(ran.stderr.contains(&expected), "{expected}: {}", ran.stderr);
+    let machine = machine.with("fault=0");
+    let expected = format!("in step 0 (`{}`)\n", label(0));
+    machine.refused(&format!("{run} --step-by-step"), 4, &expected);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! they lie ([`Queue::borrow`]) and outputs are shown where they were written ([`Memory::host`]).
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +126,10 @@ pub trait Queue: Send {
     /// Waits for the end of what was launched. `Err` says why it has no result.
     fn synchronise(&mut self) -> Result<(), Fault>;
 
+    /// Whether the host waits for each step of a run before it submits the next one, so that a device that fails is told with
+    /// its step. Where steps end before the next one begins, nothing changes.
+    fn wait_for_each_step(&mut self, waits: bool);
+
     /// How long each region of the last run took, if it was timed.
     fn times(&self) -> &[Duration];
 
@@ -148,6 +152,13 @@ pub enum Fault {
     Code(String),
     /// The device failed, or its driver; the text says how.
     Device(String),
+    /// One of these steps is at fault: those that were submitted when the device was last known to be well.
+    Within {
+        /// Their numbers.
+        steps: RangeInclusive<usize>,
+        /// What is wrong; of the code or the device.
+        fault: Box<Fault>,
+    },
 }
 
 impl Fault {
@@ -156,7 +167,18 @@ impl Fault {
     pub fn at(self, place: impl fmt::Display) -> Fault {
         match self {
             Fault::Code(problem) => Fault::Code(format!("{place}: {problem}")),
-            Fault::Requirement { .. } | Fault::Device(_) => self,
+            Fault::Requirement { .. } | Fault::Device(_) | Fault::Within { .. } => self,
+        }
+    }
+
+    /// The fault as one of some steps, if it is one of the code or the device.
+    #[must_use]
+    pub fn within(self, steps: Option<RangeInclusive<usize>>) -> Fault {
+        match (self, steps) {
+            (fault @ (Fault::Code(_) | Fault::Device(_)), Some(steps)) => {
+                Fault::Within { steps, fault: Box::new(fault) }
+            }
+            (fault, _) => fault,
         }
     }
 }
@@ -166,7 +188,11 @@ impl From<Fault> for RunError {
     fn from(fault: Fault) -> RunError {
         match fault {
             Fault::Code(problem) => RunError::Program { problem },
-            Fault::Device(problem) => RunError::Device { problem },
+            Fault::Device(problem) => RunError::Device { problem, steps: 0 },
+            Fault::Within { steps, fault } => {
+                let named = |step: usize| step.to_string();
+                RunError::from(*fault).within(&steps, &named)
+            }
             Fault::Requirement { step, requirement } => RunError::Fault {
                 step: format!("step {step}"),
                 requirement: format!("its requirement {requirement}"),

@@ -1,6 +1,7 @@
 //! What can go wrong.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use margay_artifact::ArtifactError;
 
@@ -55,8 +56,10 @@ pub enum RunError {
     /// The device failed while it was used, or its driver (the machine's fault).
     #[error("the device failed: {problem}")]
     Device {
-        /// What the driver says.
+        /// What the driver says, and which steps may be at fault.
         problem: String,
+        /// How many these are; 0 where that is not known.
+        steps: usize,
     },
     /// The code is not what the back end writes (the file's fault).
     #[error("malformed code: {problem}")]
@@ -71,12 +74,15 @@ pub enum RunError {
         problems: Vec<String>,
     },
     /// The machine has no memory for a session.
-    #[error("cannot allocate {bytes} bytes for {what}: {source}")]
+    #[error("cannot allocate {bytes} bytes for {what}{}: {source}", of_all(*all))]
     Memory {
         /// What it is for.
         what: &'static str,
         /// How much.
         bytes: usize,
+        /// What constants, intermediate results, states, inputs and outputs take together by the plan; `None` where that is not
+        /// known.
+        all: Option<usize>,
         /// What the system said.
         source: io::Error,
     },
@@ -114,4 +120,39 @@ pub enum RunError {
         /// What it requires, such as `indices from -5 to 4`.
         requirement: String,
     },
+}
+
+fn of_all(all: Option<usize>) -> String {
+    all.map_or(String::new(), |all| format!(", of {all} that the plan takes in all"))
+}
+
+impl RunError {
+    /// The error with all bytes that the plan takes, if it is one of memory.
+    #[must_use]
+    pub(crate) fn of_all(self, bytes: usize) -> RunError {
+        match self {
+            RunError::Memory { what, bytes: asked, source, .. } => {
+                RunError::Memory { what, bytes: asked, all: Some(bytes), source }
+            }
+            other => other,
+        }
+    }
+
+    /// The error of a device or of code with the steps that may be at fault, each in words.
+    #[must_use]
+    pub(crate) fn within(self, steps: &RangeInclusive<usize>, words: &dyn Fn(usize) -> String) -> RunError {
+        let (first, last) = (*steps.start(), *steps.end());
+        let place = match first == last {
+            true => format!("in step {}", words(first)),
+            false => format!("in one of the steps {} to {}", words(first), words(last)),
+        };
+        match self {
+            RunError::Device { problem, .. } => {
+                let steps = last.saturating_sub(first) + 1;
+                RunError::Device { problem: format!("{problem}, {place}"), steps }
+            }
+            RunError::Program { problem } => RunError::Program { problem: format!("{problem}, {place}") },
+            other => other,
+        }
+    }
 }

@@ -7,6 +7,7 @@ use margay_artifact::{Artifact, CodeSection, Description, Entry, Parts};
 use margay_loops::Port;
 
 use crate::device::{Device, Image, Module, Weights};
+use crate::states::places_of;
 use crate::{CpuDevice, RunError};
 
 /// Code on a device that is ready to run, and its constants. Cloning is cheap; sessions share it.
@@ -18,6 +19,7 @@ pub struct Executable {
     sections: Arc<Vec<usize>>,
     module: Arc<dyn Module>,
     ports: Arc<Vec<PortAreas>>,
+    planned_bytes: usize,
 }
 
 /// What is loaded.
@@ -93,14 +95,18 @@ impl Executable {
     ) -> Result<Executable, RunError> {
         let entries = &contents.description.entries;
         let chosen = entries.iter().zip(&*sections).map(|(e, &s)| &e.sections[s]);
-        let module = device.load(&Image {
-            sections: chosen.map(|s| (s, &contents.code[s.code.clone()])).collect(),
+        let align = device.buffer_align();
+        let ports: Vec<PortAreas> = entries.iter().map(|e| PortAreas::of(e, align)).collect();
+        let chosen: Vec<&CodeSection> = chosen.collect();
+        let planned_bytes = planned_bytes(&contents, &chosen, &ports, align);
+        let image = Image {
+            sections: chosen.iter().map(|s| (*s, &contents.code[s.code.clone()])).collect(),
             weights: contents.weights.clone(),
             huge_pages,
-        })?;
-        let align = device.buffer_align();
-        let ports = Arc::new(entries.iter().map(|e| PortAreas::of(e, align)).collect());
-        Ok(Executable { contents, device: Arc::clone(device), sections, module, ports })
+        };
+        let module = device.load(&image).map_err(|error| error.of_all(planned_bytes))?;
+        let (device, ports) = (Arc::clone(device), Arc::new(ports));
+        Ok(Executable { contents, device, sections, module, ports, planned_bytes })
     }
 
     /// The same with its constants, and later the memory of its sessions, in huge pages where the system has some to
@@ -132,6 +138,11 @@ impl Executable {
     /// Bytes of code.
     pub fn code_bytes(&self) -> usize {
         self.module.code_bytes()
+    }
+
+    /// Bytes that constants, and the intermediate results, states, inputs and outputs of a session take together, by the plan.
+    pub fn planned_bytes(&self) -> usize {
+        self.planned_bytes
     }
 
     /// The code of an entry.
@@ -169,6 +180,17 @@ fn sections_for(entries: &[Entry], device: &dyn Device) -> Result<Vec<usize>, Ru
         Err(refused.unwrap_or_else(|| RunError::NoCode { backend: device.backend().into(), found: found() }))
     };
     entries.iter().map(find).collect()
+}
+
+/// What a session takes besides code, with the constants: of every kind the most that an entry needs.
+fn planned_bytes(contents: &Contents, sections: &[&CodeSection], ports: &[PortAreas], align: usize) -> usize {
+    let end = |areas: &[Range<usize>]| areas.last().map_or(0, |a| a.end);
+    let most = |of: &dyn Fn(&PortAreas) -> usize| ports.iter().map(of).max().unwrap_or(0);
+    let arena = sections.iter().map(|s| s.parts.arena_bytes).max().unwrap_or(0);
+    let places = most(&|p| end(&p.inputs)) + most(&|p| end(&p.outputs));
+    // States that do not fit each other are told of when a session is made.
+    let states = places_of(&contents.description.entries, align).map_or(0, |(_, bytes)| bytes);
+    contents.weights.range.len() + arena + places + states
 }
 
 impl PortAreas {

@@ -64,6 +64,10 @@ impl Session {
     /// A session with memory for the largest entry of the executable. Pages are taken from the machine when they are
     /// first used.
     pub fn new(executable: &Executable, options: SessionOptions) -> Result<Session, RunError> {
+        Session::with_memory(executable, options).map_err(|error| error.of_all(executable.planned_bytes()))
+    }
+
+    fn with_memory(executable: &Executable, options: SessionOptions) -> Result<Session, RunError> {
         let mut queue = executable.module().queue(options.threads)?;
         let entries = executable.entries();
         let most = |bytes: &dyn Fn(usize) -> usize| (0..entries.len()).map(bytes).max().unwrap_or(0);
@@ -98,6 +102,12 @@ impl Session {
     pub fn peak_bytes(&self) -> usize {
         let staging = self.staging.as_ref().map_or(0, |m| m.bytes());
         self.arena.bytes() + self.queue.own_bytes() + self.outputs.bytes() + staging + self.states.bytes()
+    }
+
+    /// Whether the host waits for each step of a device, so that one that fails is told with its step, and not with all that were
+    /// submitted together. Runs take longer.
+    pub fn wait_for_each_step(&mut self, waits: bool) {
+        self.queue.wait_for_each_step(waits);
     }
 
     /// The names of the states: inputs that every run leaves for the next one. They begin as zeros.
@@ -240,7 +250,9 @@ impl Session {
                 }
                 (None, none) => {
                     let most = self.executable.ports().iter().map(|p| end(&p.inputs)).max();
-                    let staging = none.insert(self.queue.allocate(Purpose::Inputs, most.unwrap_or(0))?);
+                    let staging = self.queue.allocate(Purpose::Inputs, most.unwrap_or(0));
+                    let staging = staging.map_err(|error| error.of_all(self.executable.planned_bytes()))?;
+                    let staging = none.insert(staging);
                     staging.write(area.start, tensor.bytes())?;
                     staging.address().offset(area.start)
                 }
@@ -266,14 +278,26 @@ fn end(areas: &[Range<usize>]) -> usize {
     areas.last().map_or(0, |a| a.end)
 }
 
+/// The nodes of a step.
+fn label(steps: &[StepNote], step: usize) -> Option<String> {
+    steps.get(step).map(|note| note.label.clone()).filter(|label| !label.is_empty())
+}
+
 /// What an artifact does not say, as its numbers.
 fn fault(fault: Fault, steps: &[StepNote]) -> RunError {
     let (step, requirement) = match fault {
         Fault::Requirement { step, requirement } => (step, requirement),
+        Fault::Within { steps: range, fault } => {
+            let words = |step: usize| match label(steps, step) {
+                Some(label) => format!("{step} (`{label}`)"),
+                None => step.to_string(),
+            };
+            return RunError::from(*fault).within(&range, &words);
+        }
         Fault::Code(_) | Fault::Device(_) => return fault.into(),
     };
     let note = steps.get(step);
-    let label = note.map(|s| s.label.clone()).filter(|label| !label.is_empty());
+    let label = label(steps, step);
     let required = note.and_then(|s| s.requirements.get(requirement)).cloned();
     RunError::Fault {
         step: label.unwrap_or_else(|| format!("step {step}")),

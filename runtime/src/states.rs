@@ -9,37 +9,49 @@ use margay_tensor::Tensor;
 use crate::RunError;
 use crate::device::{Address, Memory, Purpose, Queue};
 
+/// Every state of some entries with its place.
+type Places = Vec<(Port, Range<usize>)>;
+
+/// Where the states of entries lie, and bytes of all of them.
+///
+/// # Errors
+/// [`RunError::State`] for one that is not the same in all entries.
+pub(crate) fn places_of(entries: &[Entry], align: usize) -> Result<(Places, usize), RunError> {
+    let mut places = Places::new();
+    let mut end = 0usize;
+    for parts in entries.iter().map(|e| &e.parts) {
+        for port in parts.carried.iter().map(|c| &parts.inputs[c.input]) {
+            match places.iter().find(|(known, _)| known.name == port.name) {
+                Some((known, _)) if known == port => {}
+                Some((known, _)) => {
+                    let problem = format!(
+                        "state `{}` is {}{:?} in one entry and {}{:?} in another",
+                        port.name, known.dtype, known.shape, port.dtype, port.shape
+                    );
+                    return Err(RunError::State { problem });
+                }
+                None => {
+                    let begin = end.next_multiple_of(align);
+                    end = begin + port.dtype.bytes() * port.shape.iter().product::<usize>();
+                    places.push((port.clone(), begin..end));
+                }
+            }
+        }
+    }
+    Ok((places, end))
+}
+
 /// The states of an executable: tensors that a session owns, by name. Entries share those of one name.
 pub(crate) struct States {
-    places: Vec<(Port, Range<usize>)>,
+    places: Places,
     memory: Box<dyn Memory>,
 }
 
 impl States {
     /// Zeros for every state of the entries.
     pub(crate) fn new(entries: &[Entry], queue: &mut dyn Queue, align: usize) -> Result<States, RunError> {
-        let mut places: Vec<(Port, Range<usize>)> = Vec::new();
-        let mut end = 0usize;
-        for parts in entries.iter().map(|e| &e.parts) {
-            for port in parts.carried.iter().map(|c| &parts.inputs[c.input]) {
-                match places.iter().find(|(known, _)| known.name == port.name) {
-                    Some((known, _)) if known == port => {}
-                    Some((known, _)) => {
-                        let problem = format!(
-                            "state `{}` is {}{:?} in one entry and {}{:?} in another",
-                            port.name, known.dtype, known.shape, port.dtype, port.shape
-                        );
-                        return Err(RunError::State { problem });
-                    }
-                    None => {
-                        let begin = end.next_multiple_of(align);
-                        end = begin + port.dtype.bytes() * port.shape.iter().product::<usize>();
-                        places.push((port.clone(), begin..end));
-                    }
-                }
-            }
-        }
-        Ok(States { places, memory: queue.allocate(Purpose::States, end)? })
+        let (places, bytes) = places_of(entries, align)?;
+        Ok(States { places, memory: queue.allocate(Purpose::States, bytes)? })
     }
 
     pub(crate) fn bytes(&self) -> usize {

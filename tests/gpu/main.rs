@@ -4,11 +4,13 @@
 #![allow(clippy::result_large_err, reason = "errors are rare, and what they say is worth its bytes")]
 
 mod attention;
+mod derivatives;
 mod models;
 mod ops;
 mod planted;
 mod products;
 mod ptx;
+mod stored;
 mod training;
 
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::parse_with_random_constants;
 
 use crate::products::inputs;
+use crate::stored::{product, with_signs};
 use crate::{EMULATED, change_kernels, loaded, parts_of};
 
 /// Orders of threads in which each bug has to be found.
@@ -73,7 +74,10 @@ struct Subject {
 impl Subject {
     /// A graph that becomes so many kernels of a back end. Its inputs are exact in tf32.
     fn new(backend: GpuBackend, kernels: usize, text: &str) -> Subject {
-        let (graph, _) = parse_with_random_constants(text);
+        Subject::of(backend, kernels, parse_with_random_constants(text).0)
+    }
+
+    fn of(backend: GpuBackend, kernels: usize, graph: Graph) -> Subject {
         let inputs = inputs(&graph, false);
         let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let expected = eval::run(&graph, &by_name).expect("the reference runs");
@@ -139,6 +143,16 @@ struct Row {
     text: &'static str,
     bugs: &'static [(&'static str, Bug)],
 }
+
+/// A product with a bias, a function and a residual.
+const EPILOGUE: &str =
+    "graph @epilogue(%x: f32[70, 40], %w: f32[40, 50], %b: f32[50], %r: f32[70, 50]) -> (y: f32[70, 50]) {
+   %0 = matmul %x, %w : f32[70, 50]
+   %1 = add %0, %b : f32[70, 50]
+   %2 = relu %1 : f32[70, 50]
+   %3 = add %2, %r : f32[70, 50]
+   return %3
+ }";
 
 const ROWS: &[Row] = &[
     Row {
@@ -307,6 +321,104 @@ const ROWS: &[Row] = &[
         ],
     },
     Row {
+        name: "what follows the sums of tiles",
+        backend: EMULATED,
+        kernels: 1,
+        text: EPILOGUE,
+        bugs: &[
+        ("a bias of the residual", Bug::All("llvm.getelementptr %2[", "llvm.getelementptr %3[")),
+        ("a residual of the bias", Bug::All("llvm.getelementptr %3[", "llvm.getelementptr %2[")),
+        ("a residual of the results", Bug::All("llvm.getelementptr %3[", "llvm.getelementptr %4[")),
+        ("results over the residual", Bug::All("llvm.getelementptr %4[", "llvm.getelementptr %3[")),
+        ("a bias that is taken away", Bug::One("arith.addf", 0, "arith.subf")),
+        ("a residual that is taken away", Bug::One("arith.addf", 1, "arith.subf")),
+        ("a function the other way round", Bug::All("arith.cmpf olt", "arith.cmpf oge")),
+        ],
+    },
+    Row {
+        name: "what follows sums on matrix units",
+        backend: ROUNDING,
+        kernels: 1,
+        text: EPILOGUE,
+        bugs: &[
+        ("a bias of the residual", Bug::All("llvm.getelementptr %2[", "llvm.getelementptr %3[")),
+        ("a residual of the results", Bug::All("llvm.getelementptr %3[", "llvm.getelementptr %4[")),
+        ("a residual that is taken away", Bug::One("arith.addf", 1, "arith.subf")),
+        ("columns of the neighbour", Bug::One("arith.cmpf olt", 1, "arith.cmpf ogt")),
+        ],
+    },
+    Row {
+        name: "what follows sums of few rows",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @few(%x: f32[5, 300], %w: f32[300, 70], %b: f32[70], %r: f32[5, 70]) -> (y: f32[5, 70]) {
+           %0 = matmul %x, %w : f32[5, 70]
+           %1 = add %0, %b : f32[5, 70]
+           %2 = relu %1 : f32[5, 70]
+           %3 = add %2, %r : f32[5, 70]
+           return %3
+         }",
+        bugs: &[
+        ("a bias of the residual", Bug::All("llvm.getelementptr %2[", "llvm.getelementptr %3[")),
+        ("a residual of the bias", Bug::All("llvm.getelementptr %3[", "llvm.getelementptr %2[")),
+        ("a function the other way round", Bug::All("arith.cmpf olt", "arith.cmpf oge")),
+        ],
+    },
+    Row {
+        name: "what follows sums that are split",
+        backend: EMULATED,
+        kernels: 2,
+        text: "graph @parts(%x: f32[70, 3000], %w: f32[3000, 50], %b: f32[50], %r: f32[70, 50]) -> (y: f32[70, 50]) {
+           %0 = matmul %x, %w : f32[70, 50]
+           %1 = add %0, %b : f32[70, 50]
+           %2 = relu %1 : f32[70, 50]
+           %3 = add %2, %r : f32[70, 50]
+           return %3
+         }",
+        bugs: &[
+        ("a bias of the residual", Bug::In(1, "llvm.getelementptr %2[", "llvm.getelementptr %3[")),
+        ("a residual of the results", Bug::In(1, "llvm.getelementptr %3[", "llvm.getelementptr %4[")),
+        ("a function the other way round", Bug::In(1, "arith.cmpf olt", "arith.cmpf oge")),
+        ("parts over the results", Bug::All("llvm.getelementptr %5[", "llvm.getelementptr %4[")),
+        ],
+    },
+    Row {
+        name: "what follows sums of integers",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @bytes(%x: u8[70, 40], %w: i8[40, 50], %o: i32[50], %s: f32[50], %b: f32[50]) -> (y: f32[70, 50]) {
+           %0 = matmul %x, %w : i32[70, 50]
+           %1 = add %0, %o : i32[70, 50]
+           %2 = cast %1 {to = f32} : f32[70, 50]
+           %3 = mul %2, %s : f32[70, 50]
+           %4 = add %3, %b : f32[70, 50]
+           return %4
+         }",
+        bugs: &[
+        ("factors without their signs", Bug::All("arith.extsi", "arith.extui")),
+        ("offsets of the scales", Bug::All("llvm.getelementptr %2[", "llvm.getelementptr %3[")),
+        ("scales of the bias", Bug::All("llvm.getelementptr %3[", "llvm.getelementptr %4[")),
+        ("scales that are added", Bug::One("arith.mulf", 0, "arith.addf")),
+        ("a tile is read before it is there", Bug::One(BARRIER, 1, "\n")),
+        ],
+    },
+    Row {
+        name: "Hadamard transforms",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @rows(%x: f32[3, 2048]) -> (y: f32[3, 2048]) {
+           %0 = hadamard %x : f32[3, 2048]
+           return %0
+         }",
+        bugs: &[
+        ("a stage that begins too early", Bug::One(BARRIER, 7, "\n")),
+        ("a last stage that is read too early", Bug::One(BARRIER, 11, "\n")),
+        ("a sum in place of a difference", Bug::One("arith.subf", 0, "arith.addf")),
+        ("a stage of another distance", Bug::All("arith.constant 64 : i32", "arith.constant 32 : i32")),
+        ("a piece too many", Bug::All("arith.constant 6144 : i32", "arith.constant 4096 : i32")),
+        ],
+    },
+    Row {
         name: "attention",
         backend: EMULATED,
         kernels: 1,
@@ -375,4 +487,18 @@ fn every_bug_is_found_in_every_order_of_threads() {
         }
     });
     assert!(ROWS.iter().map(|row| row.bugs.len()).sum::<usize>() >= 25);
+}
+
+#[test]
+fn bugs_in_what_makes_signs_are_found() {
+    // Rows of 128 signs, each a block of the generator, behind 72 columns of numbers.
+    let graph = product(70, with_signs([150, 200], 1, [72, 200]));
+    Subject::of(EMULATED, 1, graph).check(&[
+        ("bits are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("a tile is read before it is there", Bug::One(BARRIER, 2, "\n")),
+        ("another generator", Bug::All("arith.constant 3528531795 : i64", "arith.constant 3528531793 : i64")),
+        ("half of the bits of a word", Bug::All("arith.constant 31 : i32", "arith.constant 15 : i32")),
+        ("another first column", Bug::All("arith.constant 72 : i32", "arith.constant 71 : i32")),
+        ("another size", Bug::All("arith.constant 1040187392 : i32", "arith.constant 1048576000 : i32")),
+    ]);
 }

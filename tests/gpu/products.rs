@@ -254,7 +254,7 @@ fn narrow_constants_are_read_as_they_are_stored_or_widened_before() {
        return %1
      }";
     let tiles = "tiles of 64 x 64";
-    // Images are not rounded, so that a convolution multiplies f32. What is stored in fewer bits is widened before.
+    // Images are not rounded, so that a convolution multiplies f32. Kernels of convolutions in fewer bits are widened before.
     for (text, precision, form) in [
         (product, Precision::Bf16, "matrix units of bf16, tiles of 64 x 64"),
         (product, Precision::Int8, tiles),

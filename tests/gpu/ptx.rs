@@ -1,16 +1,20 @@
-//! PTX of every kernel that the cases of operators need, linted, and assembled where ptxas is at hand: the variable
-//! `MARGAY_PTXAS` names it.
+//! PTX of every kernel that the cases of operators, their derivatives, whole networks and training steps need, linted, and assembled
+//! where ptxas is at hand: the variable `MARGAY_PTXAS` names it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::Command;
+use std::time::Instant;
 
 use margay_codegen_gpu::{GpuBackend, Mlir, lint};
 use margay_ir::Op;
 use margay_kernels_gpu::{Class, GpuTarget};
 use margay_testkit::case_inputs;
 
-use crate::{attention, code_of, graph_of, products};
+use crate::models::Network;
+use crate::{
+    attention, code_in, code_of, derivatives, graph_of, models, parts_of, products, stored, training,
+};
 
 /// The MLIR of all kernels for a class of devices, each once: exact, and where factors may be rounded to tf32.
 fn kernels(class: Class) -> BTreeSet<String> {
@@ -22,11 +26,18 @@ fn kernels(class: Class) -> BTreeSet<String> {
             let constants = usize::from(matches!(&op, Op::Conv(_) | Op::MatMul(_)));
             graph_of(&op, &case_inputs(&case), constants)
         });
-        for g in graphs.chain(products::graphs()).chain(attention::graphs()) {
+        let derived = derivatives::graphs().into_iter().map(|(g, _)| g);
+        let forms = products::graphs().into_iter().chain(attention::graphs()).chain(stored::graphs());
+        for g in graphs.chain(derived).chain(forms) {
             if let Ok(code) = code_of(&g, &backend) {
                 found.extend(code.modules);
             }
         }
+        for Network { name, graph, binding } in models::networks() {
+            let parts = parts_of(&graph, &binding, &backend).unwrap_or_else(|e| panic!("{name}: {e}"));
+            found.extend(code_in(&parts).modules);
+        }
+        found.extend(training::kernels(&backend));
     }
     found
 }
@@ -71,6 +82,7 @@ fn assembled(ptx: &str, target: GpuTarget) -> Option<String> {
 fn kernels_assemble_without_spills_for_every_device() {
     let mlir = Mlir::new();
     for target in Class::ALL.map(GpuTarget::new) {
+        let begin = Instant::now();
         let kernels = kernels(target.class());
         assert!(kernels.len() > 150, "{}", kernels.len());
         let mut modules = Vec::new();
@@ -96,6 +108,11 @@ fn kernels_assemble_without_spills_for_every_device() {
             let kernel = || of_kernel.trim().parse().ok().and_then(|n: usize| kernels.iter().nth(n));
             assert!(!line.contains("stack frame") || line.trim() == clean, "{line}: {:?}", kernel());
         }
-        println!("{}: {} kernels, {on_units} with matrix units", target.name(), kernels.len());
+        let seconds = begin.elapsed().as_secs();
+        println!(
+            "{}: {} kernels, {on_units} with matrix units, in {seconds} s",
+            target.name(),
+            kernels.len()
+        );
     }
 }

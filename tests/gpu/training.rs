@@ -1,6 +1,7 @@
 //! Training steps on the emulator: forward, backward and update as one program, against the processor.
 
-use margay_artifact::ArtifactBuilder;
+use margay_artifact::{ArtifactBuilder, Parts};
+use margay_codegen_gpu::GpuBackend;
 use margay_driver::build;
 use margay_driver::{Dump, backend};
 use margay_emulator::Emulator;
@@ -12,7 +13,7 @@ use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constant
 use margay_train::step::TOTAL_STEPS;
 use margay_train::{Optimizer, Schedule, TrainError, TrainingStep, Update, loss};
 
-use crate::{EMULATED, loaded};
+use crate::{EMULATED, code_in, loaded};
 
 const STEPS: usize = 3;
 const ROWS: i64 = 6;
@@ -82,6 +83,20 @@ fn run(step: &TrainingStep, executable: &Executable, data: &[(&str, &Tensor)]) -
     (losses, step.states.iter().map(|state| &state.name).map(state).collect())
 }
 
+/// A step compiled for a back end.
+fn parts(step: &TrainingStep, backend: &GpuBackend) -> Parts {
+    let binding: Binding = [("N".into(), ROWS)].into_iter().collect();
+    let mut builder = ArtifactBuilder::new("step");
+    build::add_step_entry(&mut builder, &step.graph, &binding, backend, &step.form(), &mut Dump::none())
+        .unwrap_or_else(|e| panic!("{e}"));
+    builder.into_parts().expect("parts")
+}
+
+/// The kernels of all steps for a back end.
+pub(crate) fn kernels(backend: &GpuBackend) -> Vec<String> {
+    [LAYERS, IMAGES].iter().flat_map(|text| code_in(&parts(&step_of(text), backend)).modules).collect()
+}
+
 /// Runs a step on the processor and on the emulator in several orders of threads.
 fn compare(text: &str, x: &[usize]) {
     let step = step_of(text);
@@ -97,11 +112,8 @@ fn compare(text: &str, x: &[usize]) {
     let (expected, expected_states) = run(&step, &expected, &data);
     assert!(expected[STEPS - 1] < expected[0], "the loss falls: {expected:?}");
     let mut first: Option<Trace> = None;
-    for seed in [1, 2, 3] {
-        let mut builder = ArtifactBuilder::new("step");
-        build::add_step_entry(&mut builder, &step.graph, &binding, &EMULATED, &form, &mut Dump::none())
-            .unwrap_or_else(|e| panic!("{e}"));
-        let executable = loaded(builder.into_parts().expect("parts"), &Emulator::new(seed));
+    for seed in [1, 2, 3, 5, 8] {
+        let executable = loaded(parts(&step, &EMULATED), &Emulator::new(seed));
         let found = run(&step, &executable.unwrap_or_else(|e| panic!("{e}")), &data);
         for (found, expected) in found.0.iter().zip(&expected) {
             assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{found}, expected {expected}");

@@ -23,6 +23,10 @@ impl Backend for Reversing {
         "reversing"
     }
 
+    fn device(&self) -> String {
+        "none".to_owned()
+    }
+
     fn preferences(&self) -> Preferences {
         Preferences {
             buffer_align: 64,

@@ -11,7 +11,7 @@
 //!   code, intermediate results, scratch, outputs; `error` against the first model as `margay compile --json` has it in
 //!   `held_out`, or null without floating point outputs; `other_differences`, elements of integer and boolean outputs that
 //!   differ from those of the first model; with `--steps` also `steps`, in the order they run: `median_ms` of one run,
-//!   `flops`, `bytes`, `least_ms`, the time of these by the data sheet of a device or null, `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
+//!   `flops`, `bytes`, `least_ms`, the time of these by the data sheet of a device or null, `occupancy`, the least share of a multiprocessor's warps that are there at once by its data sheet or null, `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
 //! - `rounds`: how often all inputs were run; `warm_up_rounds`: how often before that; `threads`; `machine`: processor class
 //!   and number of logical processors.
 
@@ -19,13 +19,14 @@ use std::path::PathBuf;
 
 use margay::{
     BenchOptions, ErrorMeasure, KnownInputs, Measured, Precision, Predictor, RunOptions, RunTimes, StepTime,
-    WARM_UP_ROUNDS, bench, has_code_for, is_artifact, this_machine,
+    WARM_UP_ROUNDS, backend, bench, has_code_for, is_artifact, this_machine,
 };
 use serde::Serialize;
 
 use crate::args::{ErrorArgs, InputArgs, RunArgs, at_least_one, note_fixed, precision, read_text};
+use crate::device::chosen;
 use crate::error::Failure;
-use crate::table::{Table, bytes, significant};
+use crate::table::{Table, bytes, percent, significant};
 use crate::{Reply, errors, json, note};
 
 const JSON: &str = r#"With --json:
@@ -33,8 +34,8 @@ const JSON: &str = r#"With --json:
                "speed_up", "all_inputs_ms", "device_ms", "predicted_ms", "prediction_is_measured",
                "constant_bytes", "peak_bytes",
                "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"},
-               "other_differences", "steps": [{"median_ms", "flops", "bytes", "least_ms", "work",
-               "label"}]}],
+               "other_differences", "steps": [{"median_ms", "flops", "bytes", "least_ms",
+               "occupancy", "work", "label"}]}],
    "rounds", "warm_up_rounds", "threads", "machine"}
 Times are of one run, but for all_inputs_ms; errors are against the first model."#;
 
@@ -60,8 +61,8 @@ pub(crate) struct Args {
     /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
     #[arg(long, value_name = "FILE.toml")]
     cost_model: Option<PathBuf>,
-    /// Device that runs the artifacts that have code for it: cuda, or cuda:1 for the second one, or emulated; all other models
-    /// run where they did [default: the first that an artifact has code for].
+    /// Device that runs the artifacts that have code for it: cuda, or cuda:1 for the second one, or emulated; cuda-or-cpu for cuda
+    /// where it can run the artifact, and else for cpu; all other models run where they did [default: the first that an artifact has code for].
     #[arg(long, value_name = "NAME[:NUMBER]")]
     device: Option<String>,
     /// Also show where the time goes, step by step.
@@ -110,10 +111,16 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let mut on_device = 0;
     for path in &args.models {
         let mut plain = RunOptions { threads, huge_pages: args.how.huge_pages, ..RunOptions::default() };
-        if let Some(device) = &args.device
-            && has_code_for(path, device)?
+        let device = match &args.device {
+            // An ONNX file is compiled for the processor.
+            Some(name) if name == backend::CUDA_OR_CPU && !is_artifact(path)? => None,
+            Some(name) => Some(chosen(name, Some(path))?),
+            None => None,
+        };
+        if let Some(device) = device
+            && has_code_for(path, &device)?
         {
-            plain.backend = Some(device.clone());
+            plain.backend = Some(device);
             on_device += 1;
         }
         models.push(Predictor::open_for(path, &plain, &known)?);
@@ -169,8 +176,8 @@ fn machine() -> String {
     format!("{}, {processors} logical processors", this_machine())
 }
 
-/// The column of the least times of steps.
-const BY_DATA_SHEET: usize = 4;
+/// The columns of the least times of steps and of their warps.
+const BY_DATA_SHEET: [usize; 2] = [4, 5];
 /// The column of times by the clock of a device.
 const ON_DEVICE: usize = 4;
 
@@ -257,8 +264,8 @@ fn outputs_of(model: &Line) -> String {
 
 fn steps_text(model: &Line, steps: &[StepTime]) -> String {
     let on_device = steps.iter().any(|s| s.least_ms.is_some());
-    let heads = [">ms", ">share", ">GFLOP/s", ">GB/s", ">by data sheet", "work", "nodes"];
-    let shown = |column: &usize| on_device || *column != BY_DATA_SHEET;
+    let heads = [">ms", ">share", ">GFLOP/s", ">GB/s", ">by data sheet", ">warps", "work", "nodes"];
+    let shown = |column: &usize| on_device || !BY_DATA_SHEET.contains(column);
     let shown_heads: Vec<&str> = (0..heads.len()).filter(shown).map(|i| heads[i]).collect();
     let mut table = Table::new(&shown_heads);
     let total: f64 = steps.iter().map(|s| s.median_ms).sum();
@@ -271,6 +278,7 @@ fn steps_text(model: &Line, steps: &[StepTime]) -> String {
             rate(s.flops),
             rate(s.bytes),
             s.least_ms.map_or("-".into(), least),
+            s.occupancy.map_or("-".into(), |share| format!(">= {}, not measured", percent(share, 1.0))),
             s.work.clone(),
             shortened(&s.label),
         ];

@@ -16,20 +16,20 @@
 //! - `path`, `producer`, `model`, `file_bytes`, and what these are: `constant_bytes` that code reads, `graph_constant_bytes`
 //!   that only the graph has, `code_bytes`, `source_bytes` of graph, plan and report, `other_bytes`.
 //! - `entries`: objects with `dims`, `ranges`, `inputs`, `outputs` and `sections`, their code: objects with `backend`, `target`,
-//!   `machine`, `steps`, `arena_bytes`, `code_bytes`.
+//!   `machine`, `steps`, `arena_bytes`, `code_bytes`, and, for devices, `kernels`: a [`margay::KernelReport`] for each launch.
 //! - `layer_bytes_before`, `layer_bytes_after`: stored bytes of the weights that schemes can replace; `held_out`:
 //!   `relative_l2`, `cosine`, `samples`; `plan`: the plan as TOML. Null in a stripped artifact.
 
 use std::path::PathBuf;
 
 use margay::{
-    ArtifactReport, EntryReport, ModelReport, Port, inspect_artifact, inspect_model, is_artifact,
-    open_artifact,
+    ArtifactReport, EntryReport, KernelReport, ModelReport, Port, SectionReport, inspect_artifact,
+    inspect_model, is_artifact, open_artifact,
 };
 
 use crate::args::dim;
 use crate::error::Failure;
-use crate::table::{Table, bytes, count, percent};
+use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, errors, json};
 
 const JSON: &str = r#"With --json, of an ONNX file:
@@ -40,7 +40,9 @@ Of an artifact:
   {"path", "producer", "model", "file_bytes", "constant_bytes", "graph_constant_bytes",
    "code_bytes", "source_bytes", "other_bytes",
    "entries": [{"dims": {}, "ranges": [{NAME: [LEAST, GREATEST]}], "inputs", "outputs", "sections":
-   [{"backend", "target", "machine", "steps", "arena_bytes", "code_bytes"}]}],
+   [{"backend", "target", "machine", "steps", "arena_bytes", "code_bytes", "kernels": [{"step", "work",
+     "label", "blocks", "threads", "registers", "registers_are_counted", "shared_bytes",
+     "resident_warps", "most_warps", "flops_per_byte", "bound_by", "least_ms"}]}]}],
    "layer_bytes_before", "layer_bytes_after", "held_out", "plan"}"#;
 
 /// Tell what is in an ONNX file or an artifact.
@@ -53,6 +55,9 @@ pub(crate) struct Args {
     /// Value of a dimension that an ONNX file leaves open, to count operations.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = dim)]
     dims: Vec<(String, Vec<i64>)>,
+    /// Count the registers of kernels for devices with this program; without it the most that there can be are told.
+    #[arg(long, value_name = "FILE")]
+    ptxas: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
                 "the dimensions of an artifact are fixed: `--dim` does not apply to it",
             ));
         }
-        let report = inspect_artifact(&open_artifact(path)?)?;
+        let report = inspect_artifact(&open_artifact(path)?, args.ptxas.as_deref())?;
         return Ok(if args.json { json(&report)? } else { artifact_text(&report) }.into());
     }
     let report = inspect_model(path, &args.dims)?;
@@ -160,6 +165,46 @@ fn artifact_text(report: &ArtifactReport) -> String {
             entries.row(what.into_iter().chain(code));
         }
     }
+    let sections = report.entries.iter().flat_map(|e| &e.sections);
+    let kernels: String = sections.filter_map(|s| Some(kernels_text(s, s.kernels.as_ref()?))).collect();
     let plan = report.plan.as_ref().map_or(String::new(), |plan| format!("\n{plan}"));
-    format!("{table}\n{entries}{plan}")
+    format!("{table}\n{entries}{kernels}{plan}")
+}
+
+/// What kernels of a device take of it, and the least that they cost.
+fn kernels_text(section: &SectionReport, kernels: &[KernelReport]) -> String {
+    let mut table = Table::new(&[
+        ">step",
+        ">blocks",
+        ">threads",
+        ">registers",
+        ">shared",
+        ">warps",
+        ">flops/byte",
+        ">least us",
+        "bound by",
+        "work",
+        "nodes",
+    ]);
+    for k in kernels {
+        let (most, least) = if k.registers_are_counted { ("", "") } else { ("<= ", ">= ") };
+        table.row([
+            k.step.to_string(),
+            k.blocks.to_string(),
+            k.threads.to_string(),
+            format!("{most}{}", k.registers),
+            bytes(k.shared_bytes as u64),
+            format!("{least}{} of {}", k.resident_warps, k.most_warps),
+            significant(k.flops_per_byte),
+            significant(1e3 * k.least_ms),
+            k.bound_by.to_owned(),
+            k.work.clone(),
+            k.label.clone(),
+        ]);
+    }
+    format!(
+        "\nkernels for {}, not measured: by the data sheet of the device and the code; warps are those that a multiprocessor \
+         holds at once, least times those of the bytes and operations of a step\n{table}",
+        section.target
+    )
 }

@@ -16,6 +16,7 @@ mod compare;
 mod compile;
 mod curves;
 mod demo;
+mod device;
 mod differentiate;
 mod error;
 mod errors;

@@ -17,6 +17,7 @@ use margay::{
 };
 
 use crate::args::{ErrorArgs, SharedArgs, ThreadArgs, at_least_one, dim, not_negative, positive};
+use crate::device::LearningDevice;
 use crate::error::Failure;
 use crate::interrupt::{Interrupt, learned};
 use crate::progress::{Bars, TrainingBar};
@@ -82,6 +83,8 @@ pub(crate) struct Args {
     /// Value of a dimension the model leaves open, for the artifact; one made from an artifact has the same as that.
     #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
     dims: Vec<(String, Vec<i64>)>,
+    #[command(flatten)]
+    device: LearningDevice,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print the result as JSON.
@@ -177,13 +180,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     ];
     check_distinct(&written, &read)?;
 
+    let options = options(args)?;
     let recovery = Recovery::open(&args.model, &args.teacher, &args.dims)?;
     let samples = samples_of(&args.model, &args.data, args.shared.names(), &[])?;
     warn(&doubts(&samples));
     let recovered = {
         let bars = Bars::new();
         let mut bar = TrainingBar::new("error", Interrupt::listen()?, args.history.as_deref(), args.resume);
-        learned(recovery.learn(&samples, &options(args), &bars, &mut bar))?
+        learned(recovery.learn(&samples, &options, &bars, &mut bar))?
     };
     let model = recovery.finish(recovered, args.threads.get(), &Bars::new())?;
     let unwritten = write(args, &model);
@@ -207,11 +211,11 @@ fn write(args: &Args, model: &RecoveredModel) -> Option<Failure> {
     exported.or(planned).or(written)
 }
 
-fn options(args: &Args) -> RecoverOptions {
+fn options(args: &Args) -> Result<RecoverOptions, Failure> {
     let l = &args.learning;
     let scope = l.errors.scope();
     let does = |stage: &str| l.stages.iter().any(|s| s == stage);
-    RecoverOptions {
+    Ok(RecoverOptions {
         max_seconds: l.max_seconds,
         steps: l.steps,
         batch: l.batch,
@@ -236,8 +240,9 @@ fn options(args: &Args) -> RecoverOptions {
         checkpoint_seconds: args.checkpoint_seconds,
         resume: args.resume,
         threads: args.threads.get(),
+        backend: args.device.backend()?,
         ..RecoverOptions::default()
-    }
+    })
 }
 
 fn summary(args: &Args, model: &RecoveredModel) -> String {

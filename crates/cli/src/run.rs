@@ -9,6 +9,7 @@ use margay::{
 
 use crate::args::{InputArgs, RunArgs, not_negative, note_fixed, note_runs, precision};
 use crate::compare::past_tolerance;
+use crate::device::chosen;
 use crate::error::Failure;
 use crate::save::{check_distinct, check_writable, save};
 use crate::{Reply, note, warn};
@@ -33,10 +34,14 @@ pub(crate) struct Args {
     /// Precision of products with constant matrices of an ONNX file.
     #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
-    /// Device that runs an artifact: cpu, cuda, or cuda:1 for the second one; or, slowly and with every access checked, reference,
-    /// or emulated, which runs code for cuda [default: the first that the artifact has code for].
+    /// Device that runs the model: cpu, cuda, or cuda:1 for the second one; cuda-or-cpu for cuda where it can run the model, and
+    /// else for cpu; or, slowly and with every access checked, reference, or emulated, which runs code for cuda [default: the first
+    /// that an artifact has code for, and cpu for an ONNX file].
     #[arg(long = "device", alias = "backend", value_name = "NAME[:NUMBER]")]
     backend: Option<String>,
+    /// On a device, wait for each step before the next one, so that a failure is told with the step. Slower.
+    #[arg(long)]
+    step_by_step: bool,
     #[command(flatten)]
     how: RunArgs,
 }
@@ -59,7 +64,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let options = RunOptions {
         threads: args.how.threads.get(),
         precision: args.precision,
-        backend: args.backend.clone(),
+        backend: args.backend.as_deref().map(|name| chosen(name, Some(&args.model))).transpose()?,
+        step_by_step: args.step_by_step,
         huge_pages: args.how.huge_pages,
         ..RunOptions::default()
     };

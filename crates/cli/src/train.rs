@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use margay::{
     CompileOptions, Dropout, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange,
-    RateTest, Samples, Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts,
-    export_graph, is_array_file, open_for_training, read_labels, samples_of, training_batch, vocabulary,
+    RateTest, Samples, Schedule, Selection, Supervised, TrainedModel, Training, Update, doubts, export_graph,
+    is_array_file, open_for_training, read_labels, samples_of, training_batch, vocabulary,
 };
 
 use crate::args::{SharedArgs, ThreadArgs, at_least_one, dim, not_negative, positive};
+use crate::device::LearningDevice;
 use crate::error::Failure;
 use crate::interrupt::{Interrupt, learned};
 use crate::progress::TrainingBar;
@@ -114,6 +115,8 @@ pub(crate) struct Args {
     /// Value of a dimension the model leaves open, for the artifact.
     #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim, requires = "output")]
     dims: Vec<(String, Vec<i64>)>,
+    #[command(flatten)]
+    device: LearningDevice,
     #[command(flatten)]
     threads: ThreadArgs,
     /// Print the result as JSON.
@@ -316,7 +319,7 @@ fn options(args: &Args, source: &Model, samples: &Samples) -> Result<Supervised,
         redraw: None,
         max_saved_bytes: args.max_saved_bytes,
         threads: args.threads.get(),
-        backend: backend::native(),
+        backend: args.device.backend()?,
     })
 }
 

@@ -63,6 +63,10 @@ impl Backend for CpuBackend {
         self.target.name()
     }
 
+    fn device(&self) -> String {
+        NAME.to_owned()
+    }
+
     fn preferences(&self) -> Preferences {
         let extent_steps = vec![LANES as usize, MIN_EXTENT];
         Preferences {

@@ -15,6 +15,9 @@ use crate::{CodegenError, Written};
 /// The name of the back end.
 pub const NAME: &str = "cuda";
 
+/// The name of the emulator of devices, for which code of its own is made.
+pub const EMULATED: &str = "emulated";
+
 /// What a vector access has to begin at a multiple of, in bytes.
 const VECTOR_BYTES: usize = 16;
 
@@ -28,12 +31,20 @@ const SLOWER: f64 = 1e6;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GpuBackend {
     target: GpuTarget,
+    /// The number of the device that runs what is compiled in this process.
+    device: usize,
 }
 
 impl GpuBackend {
     /// The back end for a class.
     pub const fn new(target: GpuTarget) -> GpuBackend {
-        GpuBackend { target }
+        GpuBackend { target, device: 0 }
+    }
+
+    /// The same, whose code is run by another device of this machine than the first.
+    #[must_use]
+    pub const fn on(self, device: usize) -> GpuBackend {
+        GpuBackend { device, ..self }
     }
 
     fn refused(&self, call: impl std::fmt::Display, why: &str) -> NoKernel {
@@ -74,6 +85,14 @@ impl Backend for GpuBackend {
         self.target.name()
     }
 
+    fn device(&self) -> String {
+        match (self.target.is_emulated(), self.device) {
+            (true, _) => EMULATED.to_owned(),
+            (false, 0) => NAME.to_owned(),
+            (false, number) => format!("{NAME}:{number}"),
+        }
+    }
+
     fn preferences(&self) -> Preferences {
         Preferences {
             buffer_align: BUFFER_ALIGN,
@@ -85,21 +104,23 @@ impl Backend for GpuBackend {
         }
     }
 
-    fn packs(&self, _: &KernelCall, _: usize) -> bool {
-        false
+    fn packs(&self, call: &KernelCall, operand: usize) -> bool {
+        calls::packs(call, operand)
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         calls::supports(call).map_err(|why| self.refused(call, &why))?;
-        Ok(Needs { workspace_bytes: calls::workspace_bytes(call, self.target), packed: Vec::new() })
+        let workspace_bytes = calls::workspace_bytes(call, self.target);
+        Ok(Needs { workspace_bytes, packed: calls::packed(call) })
     }
 
-    fn pack(&self, call: &KernelCall, _: usize, _: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
-        Err(self.refused(call, "nothing is packed"))
+    fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
+        calls::pack(call, operand, stored).map_err(|why| self.refused(call, &why))
     }
 
-    fn unpack(&self, layout: &str, _: &[usize], _: &[u8]) -> Result<StoredTensor, NoKernel> {
-        Err(self.refused(format!("unpack {layout}"), "nothing is packed"))
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
+        calls::unpack(layout, shape, bytes)
+            .map_err(|why| self.refused(format!("unpack {layout} {shape:?}"), &why))
     }
 
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {

@@ -6,7 +6,7 @@
 //!
 //! - `mapping`: which thread does what; `nest`: a kernel; `statement`: its statements; `access`: memory and reductions.
 //! - [`host`]: a lowered kernel with what only a device has replaced by calls, for the emulator.
-//! - `ptx`: what generated PTX must not contain.
+//! - `ptx`: what generated PTX must not contain; `resources`: what it takes of a multiprocessor.
 //!
 //! Kernels depend on programs and the class of devices alone. Nothing is summed in an order that a run decides: the same
 //! inputs give the same bits.
@@ -20,12 +20,14 @@ mod mapping;
 mod mlir;
 mod nest;
 mod ptx;
+mod resources;
 mod statement;
 
-pub use backend::{GpuBackend, NAME};
+pub use backend::{EMULATED, GpuBackend, NAME};
 pub use error::CodegenError;
 pub use mapping::{Mapping, Share, map};
 #[cfg(feature = "gpu")]
 pub use mlir::{HostCode, Mlir};
 pub use nest::{Form, Written, write};
 pub use ptx::lint;
+pub use resources::{LaunchUse, launch_uses};

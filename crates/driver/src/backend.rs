@@ -1,18 +1,20 @@
 //! The one place that turns a name into a back end. Everywhere else a back end is a value of
 //! [`Backend`] that is handed down.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use margay_artifact::{Artifact, CodeSection, Parts};
 pub(crate) use margay_codegen_cpu::CostModel;
 use margay_codegen_cpu::CpuBackend;
 use margay_codegen_gpu::GpuBackend;
+pub use margay_codegen_gpu::{EMULATED, LaunchUse};
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_kernels_gpu::{Class as GpuClass, GpuTarget};
 pub use margay_loops::Backend;
 use margay_loops::Precision;
 use margay_reference::{ReferenceBackend, ReferenceDevice};
-use margay_runtime::{CpuDevice, Device, Executable, GpuDevice};
+use margay_runtime::{CpuDevice, Device, Executable, GpuDevice, RunError};
 
 use crate::DriverError;
 
@@ -26,12 +28,17 @@ struct Entry {
     is_everywhere: bool,
     /// The back end for a target, or `native`, and the precision of products, which may decide what is best for this machine.
     make: fn(&str, Precision) -> Made,
+    /// The back end for the device of a number as it is on this machine: for the best class whose code it runs. The precision of
+    /// products may decide which is best.
+    here: fn(usize, Precision) -> Result<Arc<dyn Backend>, DriverError>,
     /// The back end for every target whose code runs here.
     supported: fn() -> Vec<Arc<dyn Backend>>,
     /// Whether its predicted times for a target were compared with a machine of that class.
     is_measured: fn(&str) -> bool,
     /// The least seconds of so many operations on f32 and bytes of memory, by the data sheet of a target that has one.
     least_seconds: fn(&str, u64, u64) -> Option<f64>,
+    /// What the launches of each step of code for a target take of a device; see [`launch_uses`].
+    launch_uses: fn(&str, &[u8], Option<&Path>) -> Option<Result<Vec<Vec<LaunchUse>>, String>>,
     /// Its device of a number; only some back ends have several.
     device: fn(usize) -> Result<Arc<dyn Device>, String>,
 }
@@ -44,13 +51,22 @@ const BACKENDS: &[Entry] = &[
         make: |target, precision| {
             CpuTarget::by_name_for(target, precision).map_err(|e| e.to_string()).and_then(cpu)
         },
+        here: |number, precision| {
+            only(number, margay_codegen_cpu::NAME)
+                .map(|()| native_for(precision))
+                .map_err(DriverError::Options)
+        },
         supported: || {
             let here = Class::ALL.into_iter().filter(|class| class.supported_here());
             here.filter_map(|class| cpu(CpuTarget::new(class)).ok()).collect()
         },
         is_measured: |_| true,
         least_seconds: |_, _, _| None,
-        device: |number| only(number, Arc::new(CpuDevice)),
+        launch_uses: |_, _, _| None,
+        device: |number| {
+            only(number, margay_codegen_cpu::NAME)?;
+            Ok(Arc::new(CpuDevice))
+        },
     },
     Entry {
         name: margay_codegen_gpu::NAME,
@@ -65,6 +81,10 @@ const BACKENDS: &[Entry] = &[
                 Err(format!("unknown target `{target}`; this back end knows {known}"))
             }
         },
+        here: |number, _| {
+            let target = GpuDevice::cuda(number).target()?;
+            Ok(Arc::new(GpuBackend::new(target).on(number)))
+        },
         // The tests run it on an emulator, which is none of these devices.
         supported: Vec::new,
         // Rates are those of data sheets.
@@ -72,6 +92,11 @@ const BACKENDS: &[Entry] = &[
         least_seconds: |target, operations, bytes| {
             let rates = GpuTarget::from_name(target)?.rates();
             Some((operations as f64 / rates.operations).max(bytes as f64 / rates.bytes))
+        },
+        launch_uses: |target, code, ptxas| {
+            // The code of an emulator is none of a device.
+            let target = GpuTarget::from_name(target).filter(|target| !target.is_emulated())?;
+            Some(margay_codegen_gpu::launch_uses(code, target, ptxas))
         },
         device: |number| Ok(Arc::new(GpuDevice::cuda(number))),
     },
@@ -82,18 +107,26 @@ const BACKENDS: &[Entry] = &[
             "native" | margay_reference::NAME => Ok(Arc::new(ReferenceBackend)),
             _ => Err(format!("unknown target `{target}`; this back end knows `{}`", margay_reference::NAME)),
         },
+        here: |number, _| match only(number, margay_reference::NAME) {
+            Ok(()) => Ok(Arc::new(ReferenceBackend)),
+            Err(problem) => Err(DriverError::Options(problem)),
+        },
         supported: || vec![Arc::new(ReferenceBackend)],
         is_measured: |_| true,
         least_seconds: |_, _, _| None,
-        device: |number| only(number, Arc::new(ReferenceDevice)),
+        launch_uses: |_, _, _| None,
+        device: |number| {
+            only(number, margay_reference::NAME)?;
+            Ok(Arc::new(ReferenceDevice))
+        },
     },
 ];
 
-/// A device that there is one of.
-fn only(number: usize, device: Arc<dyn Device>) -> Result<Arc<dyn Device>, String> {
+/// Of a device that there is one of, only the first is asked for.
+fn only(number: usize, name: &str) -> Result<(), String> {
     match number {
-        0 => Ok(device),
-        _ => Err(format!("there is one device `{}`, asked for number {number}", device.backend())),
+        0 => Ok(()),
+        _ => Err(format!("there is one device `{name}`, asked for number {number}")),
     }
 }
 
@@ -201,13 +234,26 @@ pub fn least_seconds(backend: &dyn Backend, operations: u64, bytes: u64) -> Opti
     (entry(backend.name()).ok()?.least_seconds)(backend.target(), operations, bytes)
 }
 
+/// What the launches of each step of an artifact's code take of a device, by the number of the step: with the path of ptxas as it
+/// counts registers, and else at most. `None` for processors.
+///
+/// # Errors
+/// [`DriverError::Options`] for code that cannot be read, and where ptxas fails.
+pub fn launch_uses(
+    artifact: &Artifact,
+    section: &CodeSection,
+    ptxas: Option<&Path>,
+) -> Result<Option<Vec<Vec<LaunchUse>>>, DriverError> {
+    let parts = &section.parts;
+    let Some(entry) = BACKENDS.iter().find(|entry| entry.name == parts.backend) else { return Ok(None) };
+    let code = &artifact.code()[section.code.clone()];
+    (entry.launch_uses)(&parts.target, code, ptxas).transpose().map_err(DriverError::Options)
+}
+
 /// Every back end with every class of machines whose code runs here, for tests that compare them.
 pub fn supported() -> Vec<Arc<dyn Backend>> {
     BACKENDS.iter().flat_map(|entry| (entry.supported)()).collect()
 }
-
-/// The name of the emulator of GPUs, a second device of the back end `cuda`.
-pub const EMULATED: &str = "emulated";
 
 /// The device that runs code of a back end, by the name of the back end, and its number if there are several, as in
 /// `cuda:1`; or [`EMULATED`].
@@ -218,17 +264,61 @@ pub fn device(name: &str) -> Result<Arc<dyn Device>, DriverError> {
     if name == EMULATED {
         return emulated();
     }
+    let (entry, number) = numbered(name)?;
+    (entry.device)(number).map_err(DriverError::Options)
+}
+
+/// A back end and the number of one of its devices, by the name of a device.
+fn numbered(name: &str) -> Result<(&'static Entry, usize), DriverError> {
     let (name, number) = parted(name);
     let entry = entry(name)?;
-    let number = match number.map(str::parse) {
-        None => 0,
-        Some(Ok(number)) => number,
+    match number.map(str::parse) {
+        None => Ok((entry, 0)),
+        Some(Ok(number)) => Ok((entry, number)),
         Some(Err(_)) => {
             let message = format!("`{name}:{}` is no device, expected a number", number.unwrap_or_default());
-            return Err(DriverError::Options(message));
+            Err(DriverError::Options(message))
         }
-    };
-    (entry.device)(number).map_err(DriverError::Options)
+    }
+}
+
+/// The back end for a device of this machine, by a name as [`device`] takes it: what it compiles in this process runs there. It is
+/// for the best class of that device, which is looked for.
+///
+/// # Errors
+/// [`DriverError::Options`] for names and numbers that are not known; [`DriverError::Run`] for a device that is not there.
+pub fn on(device: &str, precision: Precision) -> Result<Arc<dyn Backend>, DriverError> {
+    if device == EMULATED {
+        emulated()?;
+        return Ok(Arc::new(GpuBackend::new(GpuTarget::emulated(GpuClass::Sm80))));
+    }
+    let (entry, number) = numbered(device)?;
+    (entry.here)(number, precision)
+}
+
+/// The name that stands for the first GPU of this machine, or for the processor where nothing can be run on that.
+pub const CUDA_OR_CPU: &str = "cuda-or-cpu";
+
+/// Whether the first GPU of this machine can run something: the code of an artifact, or, without one, what is compiled in this
+/// process. `Ok` has the device in words, `Err` says what is lacking.
+///
+/// # Errors
+/// A driver that fails in another way than by lacking a device.
+pub fn first_gpu(artifact: Option<&Artifact>) -> Result<Result<String, String>, DriverError> {
+    if artifact.is_none() && !cfg!(feature = "gpu") {
+        return Ok(Err(
+            "this build of margay compiles nothing for GPUs: it is without the feature `gpu`".to_owned()
+        ));
+    }
+    let device = GpuDevice::cuda(0);
+    let sections = artifact.iter().flat_map(|a| &a.description().entries).flat_map(|e| &e.sections);
+    let own = sections.filter(|section| section.parts.backend == margay_codegen_gpu::NAME);
+    let accepted = own.map(|section| device.accepts(section)).find(Result::is_err).unwrap_or(Ok(()));
+    match accepted.and_then(|()| device.name()) {
+        Ok(name) => Ok(Ok(name)),
+        Err(error @ (RunError::NoDevice { .. } | RunError::Class { .. })) => Ok(Err(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(feature = "gpu")]
@@ -245,7 +335,7 @@ fn emulated() -> Result<Arc<dyn Device>, DriverError> {
 
 /// What was compiled in this process for a back end, loaded by its device.
 pub(crate) fn executable(parts: Parts, backend: &dyn Backend) -> Result<Executable, DriverError> {
-    Ok(Executable::from_parts_on(parts, &[device(backend.name())?])?)
+    Ok(Executable::from_parts_on(parts, &[device(&backend.device())?])?)
 }
 
 /// The code of an artifact for a back end, or else on the first device that it has code for. **It is run as it is: load only
@@ -272,8 +362,12 @@ pub fn of_executable(executable: &Executable) -> Result<Arc<dyn Backend>, Driver
 }
 
 fn of_code(first: Option<&CodeSection>) -> Result<Arc<dyn Backend>, DriverError> {
-    let first = first.ok_or_else(|| DriverError::Options("the artifact holds no code".to_owned()))?;
-    made(&first.parts.backend, &first.parts.target, Precision::F32)
+    of_section(first.ok_or_else(|| DriverError::Options("the artifact holds no code".to_owned()))?)
+}
+
+/// The back end that wrote code.
+pub fn of_section(section: &CodeSection) -> Result<Arc<dyn Backend>, DriverError> {
+    made(&section.parts.backend, &section.parts.target, Precision::F32)
 }
 
 fn cpu(target: CpuTarget) -> Made {

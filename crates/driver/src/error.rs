@@ -221,6 +221,9 @@ impl DriverError {
             DriverError::Run(RunError::Class { runs, .. }) => {
                 Some(format!("compile the model again with `--device cuda:{runs}`"))
             }
+            DriverError::Run(RunError::Device { steps: 2.., .. }) => {
+                Some("`margay run --step-by-step` waits for each step, and tells which one it is".into())
+            }
             DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => {
                 Some("compile the model for these shapes with `--dim`".into())
             }
@@ -357,6 +360,7 @@ mod tests {
         let memory = RunError::Memory {
             what: "arena",
             bytes: 1 << 60,
+            all: None,
             source: std::io::Error::from(std::io::ErrorKind::OutOfMemory),
         };
         let cases: [(DriverError, Kind); 9] = [

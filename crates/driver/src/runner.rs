@@ -16,6 +16,7 @@ pub struct Runner {
     backend: Arc<dyn Backend>,
     threads: usize,
     huge_pages: bool,
+    waits: bool,
     interruption: Interruption,
     sessions: BTreeMap<Binding, Session>,
 }
@@ -24,7 +25,15 @@ impl Runner {
     /// Runs a graph at stage `Canonical` or `Sketched`. Compiles nothing yet.
     pub fn new(graph: Graph, backend: &Arc<dyn Backend>, threads: usize) -> Runner {
         let (backend, interruption) = (Arc::clone(backend), Interruption::never());
-        Runner { graph, backend, threads, huge_pages: false, interruption, sessions: BTreeMap::new() }
+        Runner {
+            graph,
+            backend,
+            threads,
+            huge_pages: false,
+            waits: false,
+            interruption,
+            sessions: BTreeMap::new(),
+        }
     }
 
     /// The same, which gives up when it is interrupted, before a run or while it compiles.
@@ -36,6 +45,11 @@ impl Runner {
     /// What is compiled from now on runs in [huge pages](margay_runtime::Executable::in_huge_pages).
     pub fn use_huge_pages(&mut self) {
         self.huge_pages = true;
+    }
+
+    /// What is compiled from now on [waits for each step](Session::wait_for_each_step).
+    pub fn wait_for_each_step(&mut self) {
+        self.waits = true;
     }
 
     /// What the graph is compiled for.
@@ -61,7 +75,8 @@ impl Runner {
             if self.huge_pages {
                 executable = executable.in_huge_pages()?;
             }
-            let session = Session::new(&executable, SessionOptions { threads: self.threads })?;
+            let mut session = Session::new(&executable, SessionOptions { threads: self.threads })?;
+            session.wait_for_each_step(self.waits);
             self.sessions.insert(binding.clone(), session);
         }
         Ok(self.sessions.get_mut(&binding).expect("inserted above"))

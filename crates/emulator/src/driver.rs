@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use margay_kernels_gpu::{BUFFER_ALIGN, GpuTarget};
+use margay_kernels_gpu::{BUFFER_ALIGN, Class, GpuTarget};
 use margay_runtime::RunError;
 use margay_runtime::device::Fault;
 use margay_runtime::gpu::{Driver, EventId, GraphId, LaunchForm, LoadedKernel, StreamId};
@@ -109,6 +109,14 @@ impl Emulator {
 }
 
 impl Driver for Emulator {
+    fn name(&self) -> String {
+        "an emulated device".to_owned()
+    }
+
+    fn target(&self) -> Option<GpuTarget> {
+        Some(GpuTarget::emulated(Class::Sm80))
+    }
+
     fn accepts(&self, _: GpuTarget) -> Result<(), RunError> {
         Ok(())
     }

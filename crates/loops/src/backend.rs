@@ -98,6 +98,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The class of machines compiled for, such as `x86-64-v4`; artifacts and plans record it.
     fn target(&self) -> &str;
 
+    /// The name of the device that runs what is compiled in this process, such as `cpu` or `cuda:1`. Code does not depend on it.
+    fn device(&self) -> String;
+
     /// What programs are to be like.
     fn preferences(&self) -> Preferences;
 

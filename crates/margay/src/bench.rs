@@ -233,6 +233,9 @@ pub struct StepTime {
     /// The least time of these operations, on f32, and bytes by the data sheet of the device, which was compared with none; `None`
     /// on the processor.
     pub least_ms: Option<f64>,
+    /// The share of a multiprocessor's warps that are there at once, at least, of the kernel that has fewest, by the data sheet of
+    /// the device; `None` on the processor.
+    pub occupancy: Option<f64>,
     /// What runs: a kernel call, or `loops`.
     pub work: String,
     /// The nodes it stands for.
@@ -250,7 +253,15 @@ fn steps(model: &mut Predictor, chunks: &[Chunk], rounds: usize) -> Result<Vec<S
                 let StepNote { label, work, flops, bytes, .. } = note;
                 let at = *known.entry((work.clone(), label.clone())).or_insert_with(|| {
                     steps.push((
-                        StepTime { median_ms: 0.0, flops: 0, bytes: 0, least_ms: None, work, label },
+                        StepTime {
+                            median_ms: 0.0,
+                            flops: 0,
+                            bytes: 0,
+                            least_ms: None,
+                            occupancy: None,
+                            work,
+                            label,
+                        },
                         Vec::new(),
                     ));
                     steps.len() - 1
@@ -265,10 +276,12 @@ fn steps(model: &mut Predictor, chunks: &[Chunk], rounds: usize) -> Result<Vec<S
         }
     }
     let runs = chunks.len() as u64;
+    let occupancies = model.occupancies()?;
     let finished = steps.into_iter().map(|(step, mut times)| {
         let (flops, bytes) = (step.flops / runs, step.bytes / runs);
         let median_ms = median(&mut times) / runs as f64;
-        Ok(StepTime { median_ms, flops, bytes, least_ms: model.least_ms(flops, bytes)?, ..step })
+        let occupancy = occupancies.get(&(step.work.clone(), step.label.clone())).copied();
+        Ok(StepTime { median_ms, flops, bytes, least_ms: model.least_ms(flops, bytes)?, occupancy, ..step })
     });
     finished.collect()
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use margay_artifact::{Artifact, CodeSection, Entry};
+use margay_driver::backend::LaunchUse;
 use margay_driver::{Dump, ErrorMeasure, Model, backend, build};
 use margay_ir::{Graph, Op};
 use margay_loops::Program;
@@ -113,6 +114,40 @@ pub struct SectionReport {
     pub arena_bytes: usize,
     /// Size of the code.
     pub code_bytes: usize,
+    /// What each kernel of a device takes of it, in the order in which they are launched; `None` for processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Vec<KernelReport>>,
+}
+
+/// What the launch of a kernel takes of a device, and the least that it costs, by data sheets: nothing of it was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelReport {
+    /// The number of its step.
+    pub step: usize,
+    /// What runs: a kernel call, or `loops`.
+    pub work: String,
+    /// The nodes that the step stands for.
+    pub label: String,
+    /// Blocks of the launch.
+    pub blocks: usize,
+    /// Threads of a block.
+    pub threads: usize,
+    /// Registers of a thread: as ptxas counts them, or the most that there can be.
+    pub registers: usize,
+    /// Whether ptxas counted the registers.
+    pub registers_are_counted: bool,
+    /// Bytes of shared memory of a block.
+    pub shared_bytes: usize,
+    /// Warps that are on a multiprocessor at once; so many at least where registers were not counted.
+    pub resident_warps: usize,
+    /// The most that it holds.
+    pub most_warps: usize,
+    /// Multiplications and additions of the step for each byte that it touches.
+    pub flops_per_byte: f64,
+    /// What bounds the time of the step: `memory` or `operations`.
+    pub bound_by: &'static str,
+    /// The least milliseconds of the step's bytes and operations, on f32.
+    pub least_ms: f64,
 }
 
 /// What is in an ONNX file. Operations are counted for the values of the dimensions.
@@ -182,11 +217,11 @@ fn program(g: &Graph, binding: &Binding) -> Result<Program, Error> {
     Ok(margay_lower::lower(&bound, backend)?)
 }
 
-/// What is in an artifact.
+/// What is in an artifact. With the path of ptxas, it counts the registers of kernels for devices.
 ///
 /// # Errors
-/// A report that cannot be read.
-pub fn inspect_artifact(artifact: &Artifact) -> Result<ArtifactReport, Error> {
+/// A report that cannot be read, and a ptxas that fails.
+pub fn inspect_artifact(artifact: &Artifact, ptxas: Option<&Path>) -> Result<ArtifactReport, Error> {
     let description = artifact.description();
     let stripped = description.sources.is_empty();
     let report = if stripped { None } else { Some(report_of(artifact)?) };
@@ -215,7 +250,11 @@ pub fn inspect_artifact(artifact: &Artifact) -> Result<ArtifactReport, Error> {
         code_bytes,
         source_bytes,
         other_bytes: (artifact.file_bytes() as u64).saturating_sub(known),
-        entries: description.entries.iter().map(entry_report).collect(),
+        entries: description
+            .entries
+            .iter()
+            .map(|e| entry_report(e, artifact, ptxas))
+            .collect::<Result<_, _>>()?,
         layer_bytes_before: report.as_ref().map(|r| r.bytes_before),
         layer_bytes_after: report.as_ref().map(|r| r.bytes_after),
         held_out: report.and_then(|r| r.held_out),
@@ -223,7 +262,7 @@ pub fn inspect_artifact(artifact: &Artifact) -> Result<ArtifactReport, Error> {
     })
 }
 
-fn entry_report(entry: &Entry) -> EntryReport {
+fn entry_report(entry: &Entry, artifact: &Artifact, ptxas: Option<&Path>) -> Result<EntryReport, Error> {
     let ports = |ports: &[margay_loops::Port], shapes: Vec<Vec<String>>| {
         let each = ports.iter().zip(shapes);
         each.map(|(p, s)| Port { name: p.name.clone(), r#type: format!("{}[{}]", p.dtype, s.join(", ")) })
@@ -234,23 +273,57 @@ fn entry_report(entry: &Entry) -> EntryReport {
     let named = |ranges: &margay_loops::open::Ranges| {
         parts.open.symbols.iter().map(ToString::to_string).zip(ranges.iter().copied()).collect()
     };
-    EntryReport {
+    let sections = entry.sections.iter().map(|section| section_report(section, artifact, ptxas));
+    Ok(EntryReport {
         dims: parts.symbols.iter().filter(|(name, _)| !open(name)).map(|(s, v)| (s.clone(), *v)).collect(),
         ranges: parts.open.values.iter().map(named).collect(),
         inputs: ports(&parts.inputs, inputs),
         outputs: ports(&parts.outputs, outputs),
-        sections: entry.sections.iter().map(section_report).collect(),
-    }
+        sections: sections.collect::<Result<_, _>>()?,
+    })
 }
 
-fn section_report(section: &CodeSection) -> SectionReport {
+fn section_report(
+    section: &CodeSection,
+    artifact: &Artifact,
+    ptxas: Option<&Path>,
+) -> Result<SectionReport, Error> {
     let parts = &section.parts;
-    SectionReport {
+    let uses = backend::launch_uses(artifact, section, ptxas)?;
+    Ok(SectionReport {
         backend: parts.backend.clone(),
         target: parts.target.clone(),
         machine: parts.machine.clone(),
         steps: parts.steps.len(),
         arena_bytes: parts.arena_bytes,
         code_bytes: section.code.len(),
+        kernels: uses.map(|uses| kernel_reports(section, &uses)).transpose()?,
+    })
+}
+
+/// The launches of all steps of code for a device.
+fn kernel_reports(section: &CodeSection, uses: &[Vec<LaunchUse>]) -> Result<Vec<KernelReport>, Error> {
+    let parts = &section.parts;
+    let backend = backend::of_section(section)?;
+    let mut reports = Vec::new();
+    for (step, (note, launches)) in parts.steps.iter().zip(uses).enumerate() {
+        let seconds = |flops, bytes| backend::least_seconds(&*backend, flops, bytes).unwrap_or_default();
+        let (computed, moved) = (seconds(note.flops, 0), seconds(0, note.bytes));
+        reports.extend(launches.iter().map(|launch| KernelReport {
+            step,
+            work: note.work.clone(),
+            label: note.label.clone(),
+            blocks: launch.blocks,
+            threads: launch.block.threads,
+            registers: launch.block.registers,
+            registers_are_counted: launch.is_counted,
+            shared_bytes: launch.block.shared_bytes,
+            resident_warps: launch.resident_warps,
+            most_warps: launch.most_warps,
+            flops_per_byte: note.flops as f64 / note.bytes.max(1) as f64,
+            bound_by: if computed > moved { "operations" } else { "memory" },
+            least_ms: 1e3 * computed.max(moved),
+        }));
     }
+    Ok(reports)
 }

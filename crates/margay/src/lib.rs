@@ -69,10 +69,12 @@ pub use evaluate::{Evaluated, Metric, evaluate};
 pub use found::{FoundSketch, found_sketches};
 pub use given::{Given, InputSource, check_samples, input_names, samples_of};
 pub use inputs::{InputFile, is_array_file, read_array};
-pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
+pub use inspect::{
+    ArtifactReport, EntryReport, KernelReport, ModelReport, SectionReport, inspect_artifact, inspect_model,
+};
 pub use metric::command_metric;
 pub use plan::read_plan;
-pub use predictor::{Predictor, RunOptions, has_code_for};
+pub use predictor::{DeviceChoice, Predictor, RunOptions, device_for, has_code_for};
 pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
 pub use selftest::{Family, SelftestOptions, SelftestResult, selftest, write_selftest};
 pub use training::{

@@ -1,6 +1,6 @@
 //! A model to run: an ONNX file, compiled for the shapes of the inputs, or an artifact.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -38,6 +38,8 @@ pub struct RunOptions {
     pub shared: BTreeSet<String>,
     /// Hold weights and intermediate results in huge pages of memory, where the system has them.
     pub huge_pages: bool,
+    /// On a device, wait for each step before the next one is submitted, so that a failure is told with its step.
+    pub step_by_step: bool,
 }
 
 impl Default for RunOptions {
@@ -51,6 +53,7 @@ impl Default for RunOptions {
             in_batches: true,
             shared: BTreeSet::new(),
             huge_pages: false,
+            step_by_step: false,
         }
     }
 }
@@ -102,17 +105,22 @@ impl Predictor {
             let checked = artifact.clone();
             verification = Some(std::thread::spawn(move || checked.verify_weights()));
             let executable = backend::load(&artifact, options.backend.as_deref())?;
-            let session = Session::new(&executable, SessionOptions { threads })?;
+            let mut session = Session::new(&executable, SessionOptions { threads })?;
+            session.wait_for_each_step(options.step_by_step);
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
             let source = open_with(path, known, &mut Dump::none())?;
             (fixed, warnings) = (source.fixed, source.warnings);
             let graph = build::in_precision(source.graph, precision, &mut Dump::none())?;
             let backend = match &options.backend {
-                Some(name) => backend::named(name, "native", precision)?,
+                Some(name) => backend::on(name, precision)?,
                 None => backend::native_for(precision),
             };
-            Form::Graph(Box::new(Runner::new(graph, &backend, threads)))
+            let mut runner = Runner::new(graph, &backend, threads);
+            if options.step_by_step {
+                runner.wait_for_each_step();
+            }
+            Form::Graph(Box::new(runner))
         };
         let shown = match precision {
             Precision::F32 => path.display().to_string(),
@@ -183,6 +191,7 @@ impl Predictor {
             Form::Artifact(_, session) => {
                 let executable = session.executable().in_huge_pages()?;
                 **session = Session::new(&executable, SessionOptions { threads: self.options.threads })?;
+                session.wait_for_each_step(self.options.step_by_step);
             }
         }
         Ok(())
@@ -284,6 +293,24 @@ impl Predictor {
         Ok(backend::least_seconds(&*self.backend()?, operations, bytes).map(|seconds| seconds * 1e3))
     }
 
+    /// The share of a multiprocessor's warps that are there at once, by data sheets and with the most registers that there can be,
+    /// of the kernel of each step that has fewest, by what runs and the nodes it stands for. Nothing for processors.
+    pub(crate) fn occupancies(&self) -> Result<HashMap<(String, String), f64>, Error> {
+        let Form::Artifact(artifact, session) = &self.form else { return Ok(HashMap::new()) };
+        let mut least = HashMap::new();
+        for section in session.executable().sections() {
+            let Some(uses) = backend::launch_uses(artifact, section, None)? else { continue };
+            for (note, launches) in section.parts.steps.iter().zip(uses) {
+                for launch in launches {
+                    let share = launch.resident_warps as f64 / launch.most_warps as f64;
+                    let known = least.entry((note.work.clone(), note.label.clone())).or_insert(share);
+                    *known = share.min(*known);
+                }
+            }
+        }
+        Ok(least)
+    }
+
     /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.
     pub(crate) fn predicted_ms(
         &self,
@@ -337,6 +364,40 @@ impl Predictor {
             Form::Graph(runner) => Ok(runner.backend().clone()),
             Form::Artifact(_, session) => backend::of_executable(session.executable()),
         }
+    }
+}
+
+/// What a name of a device stands for where a model is run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceChoice {
+    /// The device, by a name that [`backend::device`] knows.
+    pub device: String,
+    /// Why it is this one, where the name left a choice.
+    pub why: Option<String>,
+}
+
+/// The device that a name stands for: [`backend::CUDA_OR_CPU`] for the first GPU of this machine where it can run the model, and
+/// else for the processor; every other name for itself. An artifact without code for the processor is for the GPU whether there
+/// is one or not. Without a model it is one that is compiled in this process.
+///
+/// # Errors
+/// A file that cannot be read, and a driver that fails.
+pub fn device_for(name: &str, model: Option<&Path>) -> Result<DeviceChoice, Error> {
+    let chosen = |device: &str, why| Ok(DeviceChoice { device: device.to_owned(), why });
+    if name != backend::CUDA_OR_CPU {
+        return chosen(name, None);
+    }
+    let artifact = match model {
+        Some(path) if is_artifact(path)? => match [has_code_for(path, "cuda")?, has_code_for(path, "cpu")?] {
+            [false, _] => return chosen("cpu", Some("the model has no code for `cuda`".to_owned())),
+            [true, false] => return chosen("cuda", Some("the model has no code for `cpu`".to_owned())),
+            [true, true] => Some(Artifact::open(path)?),
+        },
+        _ => None,
+    };
+    match backend::first_gpu(artifact.as_ref())? {
+        Ok(found) => chosen("cuda", Some(found)),
+        Err(lacking) => chosen("cpu", Some(lacking)),
     }
 }
 

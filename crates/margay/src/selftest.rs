@@ -421,6 +421,17 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
+        Family::Sketches,
+        "Hadamard transform",
+        "4x16384",
+        SUMS,
+        false,
+        "graph @g(%x: f32[4, 16384]) -> (y: f32[4, 16384]) {
+           %0 = hadamard %x : f32[4, 16384]
+           return %0
+         }",
+    ),
+    case(
         Family::LargeProducts,
         "product",
         "2048x2048x2048",

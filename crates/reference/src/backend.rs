@@ -45,6 +45,10 @@ impl Backend for ReferenceBackend {
         NAME
     }
 
+    fn device(&self) -> String {
+        NAME.to_owned()
+    }
+
     fn preferences(&self) -> Preferences {
         Preferences {
             buffer_align: BUFFER_ALIGN,

@@ -21,11 +21,13 @@ pub mod pairs;
 pub mod trainable;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
+use margay_driver::backend::native;
 use margay_driver::{
-    Contents, DriverError, ErrorScope, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress,
-    RefitData, Samples, Silent, input_moments, metrics, parallel, refit_layers,
+    Backend, Contents, DriverError, ErrorScope, Interruption, LayerRefit, Mask, MaskChoice, Padding,
+    Progress, RefitData, Samples, Silent, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
@@ -48,7 +50,7 @@ pub use pairs::Hidden;
 pub use trainable::Train;
 
 /// How to recover.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Debug)]
 pub struct RecoverOptions {
     /// Seconds for all of it.
     pub max_seconds: f64,
@@ -95,6 +97,8 @@ pub struct RecoverOptions {
     pub resume: bool,
     /// Threads to work with.
     pub threads: usize,
+    /// What models and steps are compiled for.
+    pub backend: Arc<dyn Backend>,
 }
 
 impl Default for RecoverOptions {
@@ -122,6 +126,7 @@ impl Default for RecoverOptions {
             checkpoint_seconds: 20.0,
             resume: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            backend: native(),
         }
     }
 }
@@ -206,7 +211,7 @@ pub fn recover(
                 .into(),
         ));
     }
-    let (backend, threads) = (&margay_driver::backend::native(), options.threads);
+    let (backend, threads) = (&options.backend, options.threads);
 
     let all: Vec<pairs::Pair> = outputs.iter().chain(&hidden).cloned().collect();
     let mut both = Teacher::new(teacher, &all, backend, threads);
@@ -421,7 +426,7 @@ impl Goal<'_> {
     /// Measures students with this graph, but for the constants that learn.
     fn evaluator(&self, student: &Graph) -> Result<crate::Evaluator, TrainError> {
         let parameters = trainable::trainable(student, self.options.train);
-        let (backend, threads) = (&margay_driver::backend::native(), self.options.threads);
+        let (backend, threads) = (&self.options.backend, self.options.threads);
         let objective = self.objective(student)?;
         distill::evaluator(student, &parameters, &objective, backend, threads, &self.interruption)
     }
@@ -435,7 +440,7 @@ impl Goal<'_> {
         progress: &dyn Progress,
     ) -> Result<Axes, TrainError> {
         let few = samples.first(METRIC_SAMPLES)?;
-        let (backend, threads) = (&margay_driver::backend::native(), self.options.threads);
+        let (backend, threads) = (&self.options.backend, self.options.threads);
         let first_axis = |n: &NodeId| student.ty((*n).into()).extents().and_then(|e| e.first().copied());
         let short = parameters.iter().filter(|n| first_axis(n).is_some_and(|d| d <= LONGEST_AXIS));
         let short: Vec<NodeId> = short.copied().collect();
@@ -512,7 +517,7 @@ fn learn(
     let axes = goal.axes(student, &parameters, task.samples(), progress)?;
     let step = TrainingStep::in_axes(student, &parameters, &|g| objective.loss(g), &update, &axes)?;
     let examples = task.examples(run.batch)?;
-    let (backend, threads) = (margay_driver::backend::native(), options.threads);
+    let (backend, threads) = (options.backend.clone(), options.threads);
     let mut trainer =
         goal.interruption.run(move || Trainer::of_shapes(&step, &examples, &backend, threads))??;
     let left = (options.max_seconds - run.spent - begin.elapsed().as_secs_f64()).max(0.0);
@@ -535,7 +540,7 @@ fn learn(
 }
 
 /// Identifies what a checkpoint belongs to: models, data, and the options that decide what a step computes.
-/// How long a run is to be is not part of it: it may go on for longer.
+/// How long a run is to be is not part of it, nor the device: it may go on for longer, and elsewhere.
 fn identity(
     student: &Graph,
     teacher: &Graph,

@@ -104,7 +104,7 @@ pub struct Supervised {
     pub max_saved_bytes: Option<u64>,
     /// Threads to run on.
     pub threads: usize,
-    /// What to compile for.
+    /// What models and steps are compiled for.
     pub backend: Arc<dyn Backend>,
 }
 
@@ -354,7 +354,8 @@ impl Supervised {
         Ok(Samples::with_shared(arrays, samples.shared().clone())?)
     }
 
-    /// All that a step's numbers depend on. How long a run is to be is not part of it: it may go on for longer.
+    /// All that a step's numbers depend on, but for how they are rounded. How long a run is to be is not part of it: it may go on
+    /// for longer, and on another device.
     fn identity(&self, forward: &Graph, data: &Samples, step: &TrainingStep) -> Identity {
         let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex()[..16].to_string();
         let Update { optimizer, learning_rate, schedule, clip } = self.update;
@@ -374,7 +375,6 @@ impl Supervised {
             ("the steps between draws of directions", words(self.redraw.as_ref().map(|r| r.every).as_ref())),
             ("the batch", self.fit.batch.to_string()),
             ("the seed", self.fit.seed.to_string()),
-            ("the processor", self.backend.target().to_owned()),
         ];
         parts.map(|(name, value)| (name.to_owned(), value)).to_vec()
     }

@@ -99,7 +99,7 @@ impl LoadedCode {
 
 /// A copy of the code in memory that can be run and, from then on, not be written.
 fn executable_memory(code: &[u8]) -> Result<Mmap, RunError> {
-    let memory = |source| RunError::Memory { what: "code", bytes: code.len(), source };
+    let memory = |source| RunError::Memory { what: "code", bytes: code.len(), all: None, source };
     let mut writable = MmapMut::map_anon(code.len()).map_err(memory)?;
     writable.copy_from_slice(code);
     let executable = writable.make_exec().map_err(memory)?;

@@ -7,7 +7,8 @@ use crate::device::{Address, Memory};
 
 /// Zeroed memory on a page boundary, in huge pages if asked for and possible.
 pub(crate) fn pages(what: &'static str, bytes: usize, huge_pages: bool) -> Result<MmapMut, RunError> {
-    let map = MmapMut::map_anon(bytes).map_err(|source| RunError::Memory { what, bytes, source })?;
+    let map =
+        MmapMut::map_anon(bytes).map_err(|source| RunError::Memory { what, bytes, all: None, source })?;
     #[cfg(target_os = "linux")]
     if huge_pages {
         // Advice: a system without huge pages goes on without them.

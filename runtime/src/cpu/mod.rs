@@ -85,7 +85,8 @@ fn in_huge_pages(weights: &Weights) -> Result<Weights, RunError> {
     let bytes = weights.bytes().len();
     let mut copy = pages("weights", bytes, true)?;
     copy.copy_from_slice(weights.bytes());
-    let map = Map::sealed(copy).map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
+    let map =
+        Map::sealed(copy).map_err(|source| RunError::Memory { what: "weights", bytes, all: None, source })?;
     Ok(Weights { map: Arc::new(map), range: 0..bytes })
 }
 
@@ -236,6 +237,10 @@ impl Queue for CpuQueue {
                 Err(Fault::Requirement { step: step as usize, requirement: requirement as usize })
             }
         }
+    }
+
+    fn wait_for_each_step(&mut self, _waits: bool) {
+        // No step begins before the one before it has ended.
     }
 
     fn times(&self) -> &[Duration] {

@@ -85,7 +85,7 @@ fn fault(error: DriverError) -> Fault {
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
         | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
         | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Code(format!("in this step or before, {}", text(error))),
+        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Code(text(error)),
         _ => Fault::Device(text(error)),
     }
 }
@@ -145,17 +145,23 @@ impl CudaDriver {
 }
 
 impl Driver for CudaDriver {
+    fn name(&self) -> String {
+        format!("{} of sm_{}", self.name, self.capability)
+    }
+
+    fn target(&self) -> Option<GpuTarget> {
+        let exact = GpuTarget::all().filter(|t| t.runs_on(self.capability) && !t.allows_tf32());
+        exact.max_by_key(|t| t.class())
+    }
+
     fn accepts(&self, target: GpuTarget) -> Result<(), RunError> {
         if target.runs_on(self.capability) {
             return Ok(());
         }
-        let runs = GpuTarget::all()
-            .filter(|t| t.runs_on(self.capability) && !t.allows_tf32())
-            .max_by_key(|t| t.class());
         Err(RunError::Class {
             target: target.name().to_owned(),
-            device: format!("{} of sm_{}", self.name, self.capability),
-            runs: runs.map_or("nothing", GpuTarget::name).to_owned(),
+            device: self.name(),
+            runs: self.target().map_or("nothing", GpuTarget::name).to_owned(),
         })
     }
 

@@ -29,6 +29,12 @@ pub struct EventId(pub u64);
 /// returned by any later call. Addresses are those that [`allocate`](Driver::allocate) gave, with offsets inside the bytes
 /// that were asked for; streams, graphs and events are those of this driver that were not given back.
 pub trait Driver: fmt::Debug + Send + Sync {
+    /// The device in words, such as `NVIDIA H100 of sm_90`.
+    fn name(&self) -> String;
+
+    /// The newest class of devices whose code it runs; `None` where it is older than all of them.
+    fn target(&self) -> Option<GpuTarget>;
+
     /// Whether the device runs code for a target.
     ///
     /// # Errors

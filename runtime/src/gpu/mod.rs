@@ -58,6 +58,28 @@ impl GpuDevice {
         GpuDevice { driver: Source::Cuda { ordinal, opened: Arc::default() } }
     }
 
+    /// The device in words. It is looked for if it was not yet.
+    ///
+    /// # Errors
+    /// [`RunError::NoDevice`].
+    pub fn name(&self) -> Result<String, RunError> {
+        Ok(self.driver()?.name())
+    }
+
+    /// The newest class of devices whose code it runs. It is looked for if it was not yet.
+    ///
+    /// # Errors
+    /// [`RunError::NoDevice`], also where the device is older than every class.
+    pub fn target(&self) -> Result<GpuTarget, RunError> {
+        let driver = self.driver()?;
+        driver.target().ok_or_else(|| RunError::NoDevice {
+            problem: format!(
+                "the device is {}, older than every class that there is code for",
+                driver.name()
+            ),
+        })
+    }
+
     fn driver(&self) -> Result<Arc<dyn Driver>, RunError> {
         match &self.driver {
             Source::Opened(driver) => Ok(Arc::clone(driver)),

@@ -55,7 +55,7 @@ impl Block {
         // A block of 0 bytes has an address of its own, too.
         let address = driver
             .allocate(bytes.max(1), zeroed)
-            .map_err(|source: io::Error| RunError::Memory { what, bytes, source })?;
+            .map_err(|source: io::Error| RunError::Memory { what, bytes, all: None, source })?;
         Ok(Block { driver: Arc::clone(driver), address, bytes })
     }
 }
@@ -112,6 +112,7 @@ impl Pinned {
         let at = driver.allocate_host(bytes.max(1)).map_err(|source: io::Error| RunError::Memory {
             what,
             bytes,
+            all: None,
             source,
         })?;
         Ok(Pinned { driver: Arc::clone(driver), at, bytes })

@@ -2,6 +2,7 @@
 //! faults.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,6 +95,10 @@ pub(super) struct GpuQueue {
     device_time: Option<Duration>,
     /// The entry of the last run, if times of steps were taken.
     timed: Option<usize>,
+    /// Whether the host waits for each step.
+    waits: bool,
+    /// The steps that were submitted since the device was last known to be well.
+    pending: Option<RangeInclusive<usize>>,
 }
 
 impl fmt::Debug for GpuQueue {
@@ -126,6 +131,8 @@ impl GpuQueue {
             times: Vec::new(),
             device_time: None,
             timed: None,
+            waits: false,
+            pending: None,
             shared: Arc::clone(shared),
         })
     }
@@ -176,7 +183,7 @@ impl GpuQueue {
         let closed = self.closed(entry, sizes).map_err(Fault::Code)?;
         let (closed, again) = closed.map_or((None, true), |(program, again)| (Some(program), again));
         // A capture costs more than the launches in it: sizes that change from run to run are not worth one.
-        let captures = again && !timed;
+        let captures = again && !timed && !self.waits;
         let mut captured = match captures {
             true => {
                 self.captured(entry, sizes, bases);
@@ -197,6 +204,8 @@ impl GpuQueue {
             mirrored: &self.mirrored,
             captured: captured.as_mut(),
             timed: timed.then_some((&mut self.events, &mut self.around)),
+            waits: self.waits,
+            pending: &mut self.pending,
             args: Vec::new(),
             regions: Vec::new(),
         };
@@ -255,8 +264,14 @@ impl Queue for GpuQueue {
         self.events.restart();
         self.timed = timed.then_some(entry);
         self.device_time = None;
+        self.pending = None;
         // SAFETY: as the caller promises.
-        self.done = unsafe { self.submit(entry, sizes, bases, timed) };
+        let submitted = unsafe { self.submit(entry, sizes, bases, timed) };
+        self.done = submitted.map_err(|fault| match fault {
+            // A call may tell of what an operation before it did; one of the code is told with its own step.
+            Fault::Device(_) => fault.within(self.pending.clone()),
+            other => other,
+        });
     }
 
     fn synchronise(&mut self) -> Result<(), Fault> {
@@ -264,7 +279,7 @@ impl Queue for GpuQueue {
         // Also after an error: what was submitted before it uses memory that the caller is about to use.
         let ended = self.shared.driver.synchronise(self.stream.id);
         done?;
-        ended?;
+        ended.map_err(|fault| fault.within(self.pending.take()))?;
         // SAFETY: a run has written the word, if there was one, and has ended.
         let word = unsafe { self.words.pointer(0, FAULT_BYTES).cast::<u64>().read_unaligned() };
         match fault_of(u64::from_le(word)) {
@@ -273,6 +288,10 @@ impl Queue for GpuQueue {
                 Err(Fault::Requirement { step: step as usize, requirement: requirement as usize })
             }
         }
+    }
+
+    fn wait_for_each_step(&mut self, waits: bool) {
+        self.waits = waits;
     }
 
     fn times(&self) -> &[Duration] {

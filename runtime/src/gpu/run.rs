@@ -5,6 +5,7 @@
 //! repetitions are unrolled, up to [`MOST_UNROLLED`] operations. Where nothing is decided the whole run is one graph, with the copies of
 //! inputs and outputs, and the host waits once, at the end.
 
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use margay_kernels_gpu::LaunchArg;
@@ -36,6 +37,10 @@ pub(super) struct Run<'r> {
     /// The graphs of runs like this one; `None` where nothing is captured.
     pub(super) captured: Option<&'r mut Captured>,
     pub(super) timed: Option<Timed<'r>>,
+    /// Whether the host waits for each step.
+    pub(super) waits: bool,
+    /// The steps that were submitted since the device was last known to be well.
+    pub(super) pending: &'r mut Option<RangeInclusive<usize>>,
     pub(super) args: Vec<u64>,
     pub(super) regions: Vec<Region>,
 }
@@ -51,7 +56,7 @@ impl<'r> Run<'r> {
         // SAFETY: as the caller promises.
         unsafe {
             match is_decided {
-                false => self.part(Part::Run, &mut |run| {
+                false => self.part(Part::Run, 0..walk(&program.body).count(), &mut |run| {
                     run.begin()?;
                     run.straight(&program.body, 0)?;
                     run.end()
@@ -135,7 +140,9 @@ impl<'r> Run<'r> {
             let next = number + walk(before).count();
             if !before.is_empty() {
                 // SAFETY: as the caller promises.
-                unsafe { self.part(Part::Steps(number), &mut |run| run.straight(before, number)) }?;
+                unsafe {
+                    self.part(Part::Steps(number), number..next, &mut |run| run.straight(before, number))
+                }?;
             }
             (steps, number) = (rest, next);
             if let Some((step, rest)) = steps.split_first() {
@@ -147,16 +154,36 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// Submits what `submit` does: as a graph, which is captured if there is none yet, or operation by operation.
+    /// Remembers that steps of these numbers are submitted.
+    fn submits(&mut self, steps: Range<usize>) {
+        if let Some(last) = steps.end.checked_sub(1).filter(|last| *last >= steps.start) {
+            let known = self.pending.take();
+            let (begin, end) = known.map_or((steps.start, last), |all| (*all.start(), *all.end()));
+            *self.pending = Some(begin.min(steps.start)..=end.max(last));
+        }
+    }
+
+    /// Waits for what was submitted.
+    fn wait(&mut self) -> Result<(), Fault> {
+        let ended = self.shared.driver.synchronise(self.stream);
+        ended.map_err(|fault| fault.within(self.pending.clone()))?;
+        *self.pending = None;
+        Ok(())
+    }
+
+    /// Submits what `submit` does, of steps of these numbers: as a graph, which is captured if there is none yet, or operation by
+    /// operation.
     ///
     /// # Safety
     /// As for [`submit`](Run::submit); `submit` submits the same operations each time and waits for nothing.
     unsafe fn part(
         &mut self,
         part: Part,
+        steps: Range<usize>,
         submit: &mut dyn FnMut(&mut Self) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let (shared, stream) = (self.shared, self.stream);
+        self.submits(steps);
         let Some(captured) = self.captured.as_ref() else { return submit(self) };
         let graph = match captured.get(part) {
             Some(graph) => graph,
@@ -199,6 +226,7 @@ impl<'r> Run<'r> {
             true => self.event()?,
             false => None,
         };
+        self.submits(number..number + 1);
         match &step.work {
             Work::Kernel { kernel, args } => {
                 let kernel = &self.program.kernels[*kernel];
@@ -230,6 +258,9 @@ impl<'r> Run<'r> {
             // SAFETY: as the caller promises.
             Work::Loop(l) => unsafe { self.repeat(l, step, number) },
         }?;
+        if self.waits {
+            self.wait()?;
+        }
         if let (Some(begin), Some(end)) = (begin, self.event()?)
             && let Some((_, around)) = &mut self.timed
         {
@@ -342,18 +373,18 @@ impl<'r> Run<'r> {
     }
 
     /// Waits for what was submitted, and reads up to 8 bytes; the others are 0.
-    fn read(&self, from: Operand, bytes: usize) -> Result<[u8; DECISION_BYTES], Fault> {
+    fn read(&mut self, from: Operand, bytes: usize) -> Result<[u8; DECISION_BYTES], Fault> {
         let (driver, to) = (&self.shared.driver, self.words.pointer(FAULT_BYTES, DECISION_BYTES));
         // SAFETY: page-locked memory of the queue; nobody reads it before the wait.
         unsafe { driver.download(self.stream, self.address(from), to, bytes) }?;
-        driver.synchronise(self.stream)?;
+        self.wait()?;
         let mut word = [0; DECISION_BYTES];
         // SAFETY: the copy has ended; it wrote that many bytes.
         unsafe { std::ptr::copy_nonoverlapping(to, word.as_mut_ptr(), bytes) };
         Ok(word)
     }
 
-    fn truth(&self, operand: Operand) -> Result<bool, Fault> {
+    fn truth(&mut self, operand: Operand) -> Result<bool, Fault> {
         Ok(self.read(operand, 1)?[0] != 0)
     }
 

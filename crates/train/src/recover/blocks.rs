@@ -97,7 +97,7 @@ pub(super) fn refine(
 ) -> Result<Refined, TrainError> {
     let begin = std::time::Instant::now();
     let interruption = observer.interruption();
-    let backend = &margay_driver::backend::native();
+    let backend = &goal.options.backend;
     let ends = goal.ends(student)?;
     let batches = |samples: &Samples, most| -> Result<Vec<Arrays>, TrainError> {
         Ok(runs(student, samples, goal.padding, size, most, Runs::Whole)?)
@@ -196,12 +196,11 @@ impl Block<'_> {
             clip: Some(1.0),
         };
         let step = TrainingStep::new(self.graph, self.parameters, &|g| objective.loss(g), &update)?;
-        let backend = &margay_driver::backend::native();
+        let backend = &options.backend;
         let examples = data[0].examples(&self.end.pair);
-        let (native, threads) = (backend.clone(), options.threads);
+        let (own, threads) = (backend.clone(), options.threads);
         let interruption = observer.interruption();
-        let mut trainer =
-            interruption.run(move || Trainer::of_shapes(&step, &examples, &native, threads))??;
+        let mut trainer = interruption.run(move || Trainer::of_shapes(&step, &examples, &own, threads))??;
         let evaluator = Evaluator::new(
             self.graph,
             self.parameters,

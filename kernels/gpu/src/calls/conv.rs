@@ -7,6 +7,7 @@ use margay_loops::{Arithmetic, Comparison, Conv, ConvKernelGradient, KernelCall}
 use super::epilogue::{finished, load, read, write, zero};
 use super::product::{Along, Operands, Product};
 use super::schedule::Shape;
+use super::stored::Round;
 use super::{Arguments, is_float};
 use crate::value::{Type, Value};
 use crate::writer::Writer;
@@ -238,6 +239,8 @@ struct Forward<'c> {
 }
 
 impl Operands for Forward<'_> {
+    fn begin(&self, _: &mut Writer, _: &Round) {}
+
     fn left_along(&self) -> Along {
         self.images.pixels_along(Along::Results, Along::Terms)
     }
@@ -279,6 +282,8 @@ struct ByKernel<'c> {
 }
 
 impl Operands for ByKernel<'_> {
+    fn begin(&self, _: &mut Writer, _: &Round) {}
+
     fn left_along(&self) -> Along {
         self.images.pixels_along(Along::Terms, Along::Results)
     }

@@ -8,6 +8,7 @@
 use margay_loops::{Arithmetic, Comparison};
 
 use super::product::{Along, Part, Sink};
+use super::stored::Round;
 use crate::WARP;
 use crate::value::{Element, Type, Value};
 use crate::writer::Writer;
@@ -63,6 +64,8 @@ pub(super) fn write(w: &mut Writer, part: &Part<'_>, sink: &Sink<'_>) {
     let (term, sums) = w.begin_for(part.first, part.end, step, &vec![nothing; sums_of_thread]);
     // What was brought in the round before has been read.
     w.barrier();
+    let round = Round { term, terms: CHUNK, column: strip.first_column, columns: STRIP, thread };
+    part.operands.begin(w, &round);
     strip.bring(w, term);
     w.barrier();
     let left = w.isub(part.end, term);

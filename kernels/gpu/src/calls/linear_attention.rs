@@ -22,6 +22,7 @@ use margay_tensor::DType;
 use super::epilogue::{read, write};
 use super::product::{self, Along, Operands, Product};
 use super::schedule::{self, Shape};
+use super::stored::Round;
 use super::{Arguments, Written, is_float};
 use crate::target::GpuTarget;
 use crate::value::{Element, Type, Value};
@@ -436,6 +437,8 @@ impl Rows<'_> {
 }
 
 impl Operands for Rows<'_> {
+    fn begin(&self, _: &mut Writer, _: &Round) {}
+
     fn left_along(&self) -> Along {
         match self.part.what {
             What::States => Along::Results,

@@ -1,26 +1,35 @@
 //! Matrix products: extents, and where elements lie.
 
-use margay_loops::{Arithmetic, KernelCall, MatMul};
+use margay_loops::{Arithmetic, KernelCall, MatMul, ProductTypes, Scale};
 use margay_tensor::DType;
 
 use super::epilogue::{finished, load, read, write};
 use super::product::{Along, Operands, Product};
 use super::schedule::Shape;
+use super::stored::{self, Constant, Round};
 use super::{Arguments, is_float};
 use crate::value::{Type, Value};
 use crate::writer::Writer;
 
 /// Whether there is a kernel, and if not, why.
 pub(super) fn supports(c: &MatMul) -> Result<(), String> {
-    if c.types.left.is_int() || !is_float(c.types.left) || !is_float(c.types.result) {
-        return Err(format!("elements of {} to {}", c.types.left, c.types.result));
+    let ProductTypes { left, right, result, .. } = c.types;
+    let is_byte = |dtype| matches!(dtype, DType::I8 | DType::U8);
+    if left.is_int() {
+        let sums = is_byte(left) && matches!(result, DType::I32 | DType::F32);
+        return match sums && is_byte(right.dtype) && right.is_plain(right.dtype) && !c.b_packed {
+            true => Ok(()),
+            false => Err(format!("elements of {left} and {right} to {result}")),
+        };
     }
-    if !c.types.right.is_plain(c.types.right.dtype) || !is_float(c.types.right.dtype) {
-        return Err(format!("a right operand stored as {}", c.types.right));
+    if !is_float(left) || !is_float(result) {
+        return Err(format!("elements of {left} to {result}"));
     }
-    match c.b_packed {
-        true => Err("a packed right operand".to_owned()),
-        false => Ok(()),
+    let is_plain = right.is_plain(right.dtype) && is_float(right.dtype);
+    match (c.b_packed, is_plain) {
+        (false, true) => Ok(()),
+        (true, false) if stored::is_read(&right) => Ok(()),
+        _ => Err(format!("a right operand stored as {right}")),
     }
 }
 
@@ -34,6 +43,8 @@ impl Product for MatMul {
     }
 
     fn shape(&self) -> Shape {
+        // What is read as it is stored is handed over as numbers.
+        let right = if self.b_packed { DType::F32 } else { self.types.right.dtype };
         Shape {
             rows: self.m,
             columns: self.n,
@@ -41,7 +52,7 @@ impl Product for MatMul {
             repetitions: self.batch.iter().map(|axis| axis.extent).product(),
             left: self.types.left,
             left_rounded: self.types.left_rounded,
-            right: self.types.right.dtype,
+            right,
         }
     }
 
@@ -66,11 +77,16 @@ impl Product for MatMul {
                 *start = w.iadd(*start, further);
             }
         }
+        let (a, b) = (args.take(), args.take());
+        let stored = self.b_packed.then(|| Constant::new(self.types.right, [self.k, self.n], b, ty));
         Box::new(Matrices {
             c: self,
             ty,
-            a: args.take(),
-            b: args.take(),
+            a,
+            b,
+            stored,
+            offset: self.epilogue.offset.then(|| args.take()),
+            scale: self.epilogue.scale.map(|scale| (args.take(), scale)),
             bias: self.epilogue.bias.then(|| args.take()),
             residual: self.epilogue.residual.then(|| args.take()),
             out: args.take(),
@@ -86,6 +102,10 @@ struct Matrices<'c> {
     ty: Type,
     a: Value,
     b: Value,
+    /// B, if it is a constant that is read as it is stored.
+    stored: Option<Constant>,
+    offset: Option<Value>,
+    scale: Option<(Value, Scale)>,
     bias: Option<Value>,
     residual: Option<Value>,
     out: Value,
@@ -106,13 +126,37 @@ impl Matrices<'_> {
     }
 }
 
+impl Matrices<'_> {
+    /// What a sum of integers becomes: with its offset, and times its scale where it becomes an f32.
+    fn number(&self, w: &mut Writer, column: Value, sum: Value) -> Value {
+        let mut sum = sum;
+        if let Some(offset) = self.offset {
+            let offset = load(w, offset, column, DType::I32);
+            sum = w.iadd(sum, offset);
+        }
+        let Some((scales, of)) = self.scale else { return sum };
+        let at = match of {
+            Scale::One => w.int(Type::I32, 0),
+            Scale::Columns => column,
+        };
+        let (number, scale) = (w.float_from_int(sum), load(w, scales, at, DType::F32));
+        w.fmul(number, scale)
+    }
+}
+
 impl Operands for Matrices<'_> {
     fn left_along(&self) -> Along {
         if self.c.a.row_stride == 1 { Along::Results } else { Along::Terms }
     }
 
+    fn begin(&self, w: &mut Writer, round: &Round) {
+        if let Some(constant) = &self.stored {
+            constant.begin(w, round);
+        }
+    }
+
     fn right_along(&self) -> Along {
-        if self.c.b.row_stride == 1 { Along::Terms } else { Along::Results }
+        if self.stored.is_none() && self.c.b.row_stride == 1 { Along::Terms } else { Along::Results }
     }
 
     fn left(&self, w: &mut Writer, row: Value, term: Value) -> Value {
@@ -121,6 +165,9 @@ impl Operands for Matrices<'_> {
     }
 
     fn right(&self, w: &mut Writer, term: Value, column: Value) -> Value {
+        if let Some(constant) = &self.stored {
+            return constant.element(w, term, column);
+        }
         let at = self.at(w, self.starts[1], [term, column], [self.c.b.row_stride, self.c.b.col_stride]);
         load(w, self.b, at, self.c.types.right.dtype)
     }
@@ -128,6 +175,14 @@ impl Operands for Matrices<'_> {
     fn finish(&self, w: &mut Writer, row: Value, column: Value, sum: Value) {
         let dtype: DType = self.c.types.result;
         let at = self.at(w, self.starts[2], [row, column], [self.c.c_row_stride, 1]);
+        let sum = match self.c.types.left.is_int() {
+            true => self.number(w, column, sum),
+            false => sum,
+        };
+        if dtype == DType::I32 {
+            write(w, self.out, at, dtype, sum);
+            return;
+        }
         let bias = self.bias.map(|bias| read(w, bias, column, dtype));
         let residual = self.residual.map(|residual| read(w, residual, at, dtype));
         let x = finished(w, &self.c.epilogue, sum, bias, residual);

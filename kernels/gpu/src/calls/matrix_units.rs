@@ -11,6 +11,7 @@ use margay_loops::Arithmetic;
 use margay_tensor::DType;
 
 use super::product::{Along, Part, Sink};
+use super::stored::Round;
 use crate::WARP;
 use crate::unit::Unit;
 use crate::value::{Element, Type, Value};
@@ -104,6 +105,8 @@ pub(super) fn write(w: &mut Writer, part: &Part<'_>, unit: Unit, tile: Tile, sin
     let (term, sums) = w.begin_for(part.first, part.end, step, &vec![nothing; down * across * SUMS]);
     // The tiles of the round before have been read.
     w.barrier();
+    let terms = WORDS * unit.terms_of_word();
+    part.operands.begin(w, &Round { term, terms, column: first_column, columns, thread });
     block.bring(w, &left, [first_row, term], &|w, row, term| {
         let held = part.left(w, row, term);
         factor(w, unit, held, part.shape.left, |w| part.left_factor(w, held))

@@ -1,12 +1,14 @@
 //! Kernels of calls: which there are, and what writes them.
 //!
 //! A kernel is made for one call and one class of devices, with extents and strides as numbers in the code. Its parameters
-//! are the operands of the call in order, and the workspace if there is one. Sums are in f32, in an order that the call and
+//! are the operands of the call in order, and the workspace if there is one. Sums are in f32, those of integers in i32, in an order that the call and
 //! the class decide: the same in every run.
 //!
 //! - `matmul`, `conv`: products by where their elements lie; `product`: kernels of products of any source.
 //! - `schedule`: which form a product takes, and its cost; `tile`, `few_rows`, `matrix_units`: the forms.
 //! - `linear_attention`: several products and what is between them.
+//! - `stored`: constants that products read as they are stored, random signs among them.
+//! - `hadamard`: transforms of rows.
 //! - `attention`, `attention_gradient`, and `scores`, which both compute.
 //! - `epilogue`: what is done before results are stored.
 
@@ -15,16 +17,18 @@ mod attention_gradient;
 mod conv;
 mod epilogue;
 mod few_rows;
+mod hadamard;
 mod linear_attention;
 mod matmul;
 mod matrix_units;
 mod product;
 mod schedule;
 mod scores;
+mod stored;
 mod tile;
 
-use margay_loops::{CallArg, Conv, KernelCall};
-use margay_tensor::DType;
+use margay_loops::{CallArg, Conv, KernelCall, Packed};
+use margay_tensor::{DType, StoredTensor};
 
 use self::product::Product;
 use self::schedule::Schedule;
@@ -56,8 +60,8 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
         KernelCall::Attention(c) => attention::supports(c),
         KernelCall::AttentionGradient(c) => attention_gradient::supports(c),
         KernelCall::LinearAttention(c) => linear_attention::supports(c),
+        KernelCall::Hadamard(c) => hadamard::supports(c),
         KernelCall::FeatureAttention(_)
-        | KernelCall::Hadamard(_)
         | KernelCall::NonMaxSuppression(_)
         | KernelCall::Pool(_)
         | KernelCall::TopK(_) => Err("there is no kernel for GPUs".to_owned()),
@@ -114,6 +118,7 @@ pub fn write(call: &KernelCall, target: GpuTarget) -> Result<Vec<Written>, Strin
     Ok(match call {
         KernelCall::Attention(c) => vec![attention::write_kernel(c)],
         KernelCall::AttentionGradient(c) => attention_gradient::write_kernels(c),
+        KernelCall::Hadamard(c) => hadamard::write_kernels(c),
         KernelCall::LinearAttention(c) => linear_attention::write_kernels(c, target),
         _ => product(call).map_or_else(Vec::new, |product| product::write(product, target)),
     })
@@ -122,6 +127,7 @@ pub fn write(call: &KernelCall, target: GpuTarget) -> Result<Vec<Written>, Strin
 /// The predicted seconds of a call on a device of the class of a target.
 pub fn seconds(call: &KernelCall, target: GpuTarget) -> f64 {
     match (call, product(call)) {
+        (KernelCall::Hadamard(c), _) => hadamard::seconds(c, target),
         (KernelCall::LinearAttention(c), _) => linear_attention::seconds(c, target),
         (_, Some(product)) => schedule::seconds(&product.shape(), call, target),
         (_, None) => {
@@ -130,6 +136,40 @@ pub fn seconds(call: &KernelCall, target: GpuTarget) -> f64 {
             rates.launch + moved.max(call.flops() as f64 / rates.operations)
         }
     }
+}
+
+/// Whether a constant operand of a call is read as it is stored, and not as numbers in rows.
+pub fn packs(call: &KernelCall, operand: usize) -> bool {
+    matches!((call, operand), (KernelCall::MatMul(c), 1) if stored::is_read(&c.types.right))
+}
+
+/// The constants of a call that are read as they are stored.
+pub fn packed(call: &KernelCall) -> Vec<Packed> {
+    match call {
+        KernelCall::MatMul(c) if c.b_packed => vec![stored::packed(&c.types.right, [c.k, c.n])],
+        _ => Vec::new(),
+    }
+}
+
+/// The bytes of a constant operand that [`packed`] names.
+///
+/// # Errors
+/// Why a constant is not that operand.
+pub fn pack(call: &KernelCall, operand: usize, constant: &StoredTensor) -> Result<Vec<u8>, String> {
+    match call {
+        KernelCall::MatMul(c) if c.b_packed && operand == 1 => {
+            stored::pack(&c.types.right, [c.k, c.n], constant)
+        }
+        _ => Err(format!("operand {operand} is not packed")),
+    }
+}
+
+/// The inverse of [`pack`], for a tensor of a shape.
+///
+/// # Errors
+/// What does not fit.
+pub fn unpack(layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, String> {
+    stored::unpack(layout, shape, bytes)
 }
 
 /// Whether numbers of a type can be read as f32.

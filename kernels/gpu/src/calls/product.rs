@@ -8,7 +8,9 @@ use margay_tensor::DType;
 
 use super::epilogue::{widened, zero};
 use super::schedule::{Form, Schedule, Shape};
+use super::stored::Round;
 use super::{Arguments, Written, few_rows, matrix_units, tile};
+use crate::operations::is_signed;
 use crate::target::GpuTarget;
 use crate::value::{Element, Type, Value};
 use crate::writer::Writer;
@@ -44,6 +46,9 @@ pub(super) trait Product {
 
 /// What one product is made of. Positions are I32, and inside of its extents where they are handed over.
 pub(super) trait Operands {
+    /// Makes what the right operand needs for a round of terms. Every thread of the block takes part, between two barriers.
+    fn begin(&self, w: &mut Writer, round: &Round);
+
     /// How the left operand is read.
     fn left_along(&self) -> Along;
 
@@ -103,8 +108,11 @@ impl Part<'_> {
         w.end_if(&[none])[0]
     }
 
-    /// An element of the left operand as the f32 that is multiplied.
+    /// An element of the left operand as the f32 or the i32 that is multiplied.
     pub(super) fn left_factor(&self, w: &mut Writer, held: Value) -> Value {
+        if self.shape.left.is_int() {
+            return w.resize(held, Element::I32, is_signed(self.shape.left));
+        }
         let x = widened(w, held, self.shape.left);
         match self.shape.left_rounded {
             to if to == self.shape.left => x,
@@ -112,8 +120,11 @@ impl Part<'_> {
         }
     }
 
-    /// An element of the right operand as the f32 that is multiplied.
+    /// An element of the right operand as the f32 or the i32 that is multiplied.
     pub(super) fn right_factor(&self, w: &mut Writer, held: Value) -> Value {
+        if self.shape.right.is_int() {
+            return w.resize(held, Element::I32, is_signed(self.shape.right));
+        }
         widened(w, held, self.shape.right)
     }
 
@@ -196,7 +207,7 @@ fn write_sums(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Writt
         let line = w.iadd(line, repetition);
         sums(&mut w, &|w, row, column, sum| {
             let at = position(w, shape, [line, row, column]);
-            let address = w.element(workspace, at, Element::F32);
+            let address = w.element(workspace, at, sum.ty.element);
             w.store(sum, address);
         });
     }
@@ -244,8 +255,9 @@ fn write_join(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Writt
     let operands = product.operands(&mut w, &mut args, repetition);
     let workspace = parts_in(&mut w, product, &args);
     let part = |w: &mut Writer, at: Value| {
-        let address = w.element(workspace, at, Element::F32);
-        w.load(Type::F32, address)
+        let ty = shape.sums();
+        let address = w.element(workspace, at, ty.element);
+        w.load(ty, address)
     };
     let sum = part(&mut w, at);
     let (one, parts) = (w.int(Type::I32, 1), w.int(Type::I32, schedule.parts as i64));
@@ -253,7 +265,10 @@ fn write_join(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Writt
     let further = w.imul(number, all);
     let place = w.iadd(at, further);
     let x = part(&mut w, place);
-    let sum = w.fadd(sums[0], x);
+    let sum = match shape.sums() {
+        Type::F32 => w.fadd(sums[0], x),
+        _ => w.iadd(sums[0], x),
+    };
     let sum = w.end_for(&[sum])[0];
     operands.finish(&mut w, row, column, sum);
     w.end_if(&[]);

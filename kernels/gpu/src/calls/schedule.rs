@@ -6,12 +6,13 @@
 
 use std::fmt;
 
-use margay_loops::KernelCall;
+use margay_loops::{CallArg, KernelCall};
 use margay_tensor::DType;
 
-use super::{few_rows, matrix_units, tile};
+use super::{few_rows, matrix_units, packed, tile};
 use crate::target::{GpuTarget, Rates};
 use crate::unit::Unit;
+use crate::value::Type;
 
 /// What the choice depends on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,12 +37,20 @@ impl Shape {
     pub(super) fn results(&self) -> usize {
         self.rows * self.columns * self.repetitions
     }
+
+    /// The type of sums: i32 of integers, and else f32.
+    pub(super) fn sums(&self) -> Type {
+        if self.left.is_int() { Type::I32 } else { Type::F32 }
+    }
 }
 
 /// The matrix units that multiply the factors of a product: those of their own type, or, where that is allowed, of tf32, in
 /// which 16-bit floats are exact. `None` where operations on f32 do it.
 fn unit(shape: &Shape, target: GpuTarget) -> Option<Unit> {
     let rates = target.rates();
+    if shape.left.is_int() {
+        return None;
+    }
     match (shape.left_rounded, shape.right) {
         (DType::BF16, DType::BF16) => rates.half_products.map(|_| Unit::Bf16),
         (DType::F16, DType::F16) => rates.half_products.map(|_| Unit::F16),
@@ -106,6 +115,9 @@ impl Form {
     }
 
     fn all(shape: &Shape, target: GpuTarget) -> Vec<Form> {
+        if shape.left.is_int() {
+            return vec![Form::Tiles];
+        }
         let mut forms = Vec::new();
         if shape.rows <= few_rows::MOST_ROWS {
             forms.push(Form::FewRows);
@@ -210,7 +222,12 @@ pub(super) fn bytes(call: &KernelCall) -> usize {
     let elements = |axes: &[(usize, usize)]| -> usize {
         axes.iter().map(|&(extent, stride)| if stride == 0 { extent.min(1) } else { extent }).product()
     };
-    args.iter().map(|arg| elements(&arg.axes) * arg.dtype.bytes()).sum()
+    let packed = packed(call);
+    let bytes = |(i, arg): (usize, &CallArg)| match packed.iter().find(|p| p.operand == i) {
+        Some(packed) => packed.bytes,
+        None => elements(&arg.axes) * arg.dtype.bytes(),
+    };
+    args.iter().enumerate().map(bytes).sum()
 }
 
 /// The predicted seconds of a product.

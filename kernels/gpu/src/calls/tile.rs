@@ -1,12 +1,14 @@
-//! Sums of products by tiles, with operations on f32.
+//! Sums of products by tiles, with operations on f32, or on i32 where factors are integers.
 //!
 //! A block computes 64 x 64 results. It goes through the terms 16 at a time: its threads bring 64 x 16 elements of the left
 //! operand and 16 x 64 of the right one into shared memory, and each of them then adds 16 products to each of its 4 x 4
-//! results. What lies outside of an operand counts as 0. Terms are added in their order, by one fused operation each.
+//! results. What lies outside of an operand counts as 0. Terms are added in their order, by one fused operation each; sums of
+//! integers wrap around.
 
 use margay_loops::Arithmetic;
 
 use super::product::{Along, Part, Sink};
+use super::stored::Round;
 use crate::value::{Element, Type, Value};
 use crate::writer::Writer;
 
@@ -33,12 +35,15 @@ pub(super) fn write(w: &mut Writer, part: &Part<'_>, sink: &Sink<'_>) {
     let (side, wide) = (int(w, SIDE), int(w, TILE / SIDE));
     let (down, over) = (w.divide(thread, wide), w.remainder(thread, wide));
     let (down, over) = (w.imul(down, side), w.imul(over, side));
-    let lanes = Type { element: Element::F32, lanes: SIDE };
-    let nothing = w.float(lanes, 0.0);
+    let lanes = Type { lanes: SIDE, ..part.shape.sums() };
+    let is_float = lanes.element == Element::F32;
+    let nothing = if is_float { w.float(lanes, 0.0) } else { w.int(lanes, 0) };
     let step = int(w, DEPTH);
     let (term, sums) = w.begin_for(part.first, part.end, step, &[nothing; SIDE]);
     // The tiles of the round before have been read.
     w.barrier();
+    let round = Round { term, terms: DEPTH, column: first_column, columns: TILE, thread };
+    part.operands.begin(w, &round);
     bring(w, thread, left, part.operands.left_along(), [first_row, term], &|w, row, term| {
         let held = part.left(w, row, term);
         part.left_factor(w, held)
@@ -52,15 +57,21 @@ pub(super) fn write(w: &mut Writer, part: &Part<'_>, sink: &Sink<'_>) {
     for depth in 0..DEPTH {
         let line = int(w, depth * PITCH);
         let at = w.iadd(line, down);
-        let address = w.element(left, at, Element::F32);
+        let address = w.element(left, at, lanes.element);
         let of_rows = w.load(lanes, address);
         let at = w.iadd(line, over);
-        let address = w.element(right, at, Element::F32);
+        let address = w.element(right, at, lanes.element);
         let of_columns = w.load(lanes, address);
         for (row, sum) in sums.iter_mut().enumerate() {
             let x = w.lane(of_rows, row);
             let x = w.splat(x, SIDE);
-            *sum = w.fma(x, of_columns, *sum);
+            *sum = match is_float {
+                true => w.fma(x, of_columns, *sum),
+                false => {
+                    let product = w.imul(x, of_columns);
+                    w.iadd(*sum, product)
+                }
+            };
         }
     }
     let sums = w.end_for(&sums);
@@ -100,7 +111,7 @@ fn bring(
         let x = read(w, at, of);
         let line = w.imul(depth, pitch);
         let at = w.iadd(line, i);
-        let address = w.element(to, at, Element::F32);
+        let address = w.element(to, at, x.ty.element);
         w.store(x, address);
     }
 }
