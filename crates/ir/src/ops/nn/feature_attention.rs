@@ -375,7 +375,7 @@ impl OpDef for FeatureAttention {
         let out = attention.eval(&[&tensor(of_queries, queries)?, &tensor(of_keys, keys)?, &v])?;
         let out = out
             .iter()
-            .map(|t| Numbers::of(t)?.into_tensor(inputs[0].dtype(), t.shape()).map_err(EvalError::from));
+            .map(|t| Numbers::of(t)?.into_tensor(inputs[0].dtype(), t.shape()));
         out.collect()
     }
 
