@@ -373,9 +373,7 @@ impl OpDef for FeatureAttention {
         let v = Numbers::Float(v).into_tensor(margay_tensor::DType::F64, &[batch, heads, keys, v_dim])?;
         let attention = LinearAttention { causal: self.causal, epsilon: self.epsilon };
         let out = attention.eval(&[&tensor(of_queries, queries)?, &tensor(of_keys, keys)?, &v])?;
-        let out = out
-            .iter()
-            .map(|t| Numbers::of(t)?.into_tensor(inputs[0].dtype(), t.shape()).map_err(EvalError::from));
+        let out = out.iter().map(|t| Numbers::of(t)?.into_tensor(inputs[0].dtype(), t.shape()));
         out.collect()
     }
 
