@@ -123,10 +123,11 @@ fn expected(c: &FeatureAttention, inputs: &[Vec<f32>]) -> Vec<Expected> {
             FeatureMap::ExpByProducts => most(&keys.products),
         };
         let shift = if shift.is_infinite() { 0.0 } else { shift };
-        let of_key = |key: usize, f: usize| match c.map {
-            FeatureMap::Relu => (keys.products[key * m + f].max(0.0) + least) * keys.masks[key].exp(),
-            _ => (keys.exponents[key * m + f] - shift).exp() + least * keys.masks[key].exp(),
+        let of_key = |at: usize| match c.map {
+            FeatureMap::Relu => (keys.products[at].max(0.0) + least) * keys.masks[at / m].exp(),
+            _ => (keys.exponents[at] - shift).exp() + least * keys.masks[at / m].exp(),
         };
+        let of_keys: Vec<f64> = (0..c.kv_len * m).map(of_key).collect();
         for query in 0..c.q_len {
             let row = query * m..(query + 1) * m;
             let top = most(&queries.products[row.clone()]);
@@ -136,8 +137,8 @@ fn expected(c: &FeatureAttention, inputs: &[Vec<f32>]) -> Vec<Expected> {
             };
             let features: Vec<f64> = (0..m).map(of_query).collect();
             let seen = if c.causal { query + 1 } else { c.kv_len };
-            let weights: Vec<f64> =
-                (0..seen).map(|key| (0..m).map(|f| features[f] * of_key(key, f)).sum()).collect();
+            let weight = |key: usize| features.iter().zip(&of_keys[key * m..]).map(|(x, y)| x * y).sum();
+            let weights: Vec<f64> = (0..seen).map(weight).collect();
             let total = weights.iter().sum::<f64>() + number(c.epsilon_bits);
             for d in 0..c.v_dim {
                 let value =

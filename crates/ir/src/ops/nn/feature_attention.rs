@@ -373,9 +373,7 @@ impl OpDef for FeatureAttention {
         let v = Numbers::Float(v).into_tensor(margay_tensor::DType::F64, &[batch, heads, keys, v_dim])?;
         let attention = LinearAttention { causal: self.causal, epsilon: self.epsilon };
         let out = attention.eval(&[&tensor(of_queries, queries)?, &tensor(of_keys, keys)?, &v])?;
-        let out = out
-            .iter()
-            .map(|t| Numbers::of(t)?.into_tensor(inputs[0].dtype(), t.shape()));
+        let out = out.iter().map(|t| Numbers::of(t)?.into_tensor(inputs[0].dtype(), t.shape()));
         out.collect()
     }
 
@@ -500,3 +498,69 @@ const DTYPE: margay_tensor::DType = margay_tensor::DType::F32;
 
 /// Operations per feature besides the products: an exponential, and what is added.
 const FEATURE_FLOPS: usize = 13;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Graph, Origin, eval};
+
+    /// Operands of a case, the same on every call.
+    fn operands(case: &Case) -> Vec<Tensor> {
+        let operand = |(i, input): (usize, &CaseInput)| match input {
+            CaseInput::Random { shape, low, high, .. } => {
+                let at = |j: usize| ((i * 31 + j) * 37 % 101) as f64 / 101.0;
+                let numbers = (0..shape.iter().product()).map(|j| low + (high - low) * at(j)).collect();
+                Numbers::Float(numbers).into_tensor(DTYPE, shape).unwrap()
+            }
+            CaseInput::Values(t) => t.clone(),
+        };
+        case.inputs.iter().enumerate().map(operand).collect()
+    }
+
+    #[test]
+    fn nodes_compute_the_same() {
+        for (op, case) in FeatureAttention::cases() {
+            let inputs = operands(&case);
+            let mut g = Graph::new("features");
+            let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+            let values: Vec<Value> =
+                names.iter().zip(&inputs).map(|(name, t)| g.add_input(name, TensorType::of(t))).collect();
+            let y = op.decomposed(&mut Builder::new(&mut g, Origin::default()), &values).unwrap();
+            g.add_output("y", y);
+            let given: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(&inputs).collect();
+            let expected = eval::run(&g, &given).unwrap()[0].to_vec::<f32>().unwrap();
+            let found = op.eval(&inputs.iter().collect::<Vec<_>>()).unwrap()[0].to_vec::<f32>().unwrap();
+            assert_eq!(found.len(), expected.len());
+            let near = |(f, e): (&f32, &f32)| (f - e).abs() <= 1e-5 * e.abs().max(1.0);
+            assert!(found.iter().zip(&expected).all(near), "{op:?}: {found:?} for {expected:?}");
+        }
+    }
+
+    #[test]
+    fn keys_that_are_all_hidden_count_as_nothing() {
+        let shapes: [&[usize]; 6] = [&[1, 1, 1, 1], &[1, 1, 2, 1], &[1, 1, 2, 1], &[1, 2], &[1, 2], &[2, 1]];
+        let mut inputs: Vec<Tensor> = shapes
+            .iter()
+            .map(|shape| Numbers::Float(vec![0.5; shape.iter().product()]).into_tensor(DTYPE, shape).unwrap())
+            .collect();
+        let op = FeatureAttention {
+            map: FeatureMap::ExpByExponents,
+            query_norm: Bits::new(0.0),
+            key_norm: Bits::new(0.5),
+            least: Bits::new(0.1),
+            epsilon: Bits::new(0.5),
+            causal: false,
+            masked: true,
+            weighted: false,
+        };
+        let run = |inputs: &[Tensor]| {
+            op.eval(&inputs.iter().collect::<Vec<_>>()).unwrap()[0].to_vec::<f32>().unwrap()
+        };
+        inputs[5] = Tensor::from_slice(&[2, 1], &[f32::NEG_INFINITY; 2]).unwrap();
+        assert_eq!(run(&inputs), [0.0]);
+        // One key of weight (exp(0) + 0.1)² for each of two features.
+        inputs[5] = Tensor::from_slice(&[2, 1], &[0.0, f32::NEG_INFINITY]).unwrap();
+        let weight = 2.0 * 1.1f32 * 1.1;
+        assert!((run(&inputs)[0] - 0.5 * weight / (weight + 0.5)).abs() < 1e-6, "{:?}", run(&inputs));
+    }
+}
