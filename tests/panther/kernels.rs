@@ -270,7 +270,7 @@ fn convolutions_of_groups_and_of_one_axis_are_measured_on_samples() {
             let x = narrow(&random(&[&[count], &case.x[1..]].concat(), stream));
             // Neighbours are alike, so that windows are far from white.
             let mut values = x.to_vec::<f32>().unwrap();
-            (1..values.len()).for_each(|i| values[i] = 0.8 * values[i - 1] + values[i]);
+            (1..values.len()).for_each(|i| values[i] += 0.8 * values[i - 1]);
             Tensor::from_slice(x.shape(), &values).unwrap()
         };
         let samples = Samples::new(vec![("x".into(), images(400, 1))]).unwrap();
@@ -357,7 +357,7 @@ fn kernels_of_one_tap_are_products() {
         let axes = x.split(',').count();
         let ones = vec!["1"; axes].join(", ");
         let (strides, zeros) = (vec![steps; axes], vec![0; axes]);
-        let bias = vec!["12".to_owned(), ones.clone()].join(", ");
+        let bias = ["12".to_owned(), ones.clone()].join(", ");
         let of_images = format!(
             "graph @net(%x: f32[N, 12, {x}]) -> (y: f32[N, 12, {y}]) {{
                %0 = const #w : f32[12, 12, {ones}]  // conv.weight
@@ -396,8 +396,9 @@ fn kernels_of_one_tap_are_products() {
         let image = narrow(&random(&shape, 4));
         let places: usize = extents.iter().product();
         // The places that are read, as rows of channels.
-        let read =
-            |at: usize| extents.len() < 2 || (at / extents[1] % steps == 0 && at % extents[1] % steps == 0);
+        let read = |at: usize| {
+            extents.len() < 2 || [at / extents[1], at % extents[1]].iter().all(|i| i.is_multiple_of(steps))
+        };
         let values = floats(&image);
         let mut as_rows = Vec::new();
         for n in 0..40 {

@@ -1,6 +1,6 @@
 //! One constant weight of a product, a convolution or a lookup: the site that most schemes take.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use margay_ir::ops::{Add, Conv, Gather, ImageLayout, MatMul};
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
@@ -45,7 +45,8 @@ pub fn layers(g: &Graph) -> Vec<Layer> {
 }
 
 /// The lookups of rows of constant tables, which are seen as layers, in topological order. Nodes that a rewrite made are left
-/// out, and so are tables that are also read in another way, such as by a product with the same weights at the end of a model.
+/// out, and so are tables that are also read in another way, such as by a product with the same weights at the end of a model, and those
+/// that are read at places that no input decides.
 pub fn lookups(g: &Graph) -> Vec<Layer> {
     of_nodes(g, Layer::lookup_at)
 }
@@ -106,8 +107,9 @@ impl Layer {
         let tensor = g.constant(weight)?.tensor();
         let &[d_in, d_out] = tensor.shape() else { return None };
         let found = tensor.dtype() == DType::F32 && d_in * d_out > 0;
-        // Of a single place there is no product of rows.
-        (found && g.constant(places).is_none() && g.ty(places).ndim() > 0).then(|| Layer {
+        // Of a single place there is no product of rows; and what is looked up at places that follow from extents is a constant
+        // once these are known, with nothing left of the table.
+        (found && depends_on_inputs(g, places) && g.ty(places).ndim() > 0).then(|| Layer {
             name: name_of(g, &[n, weight.node]),
             nodes: vec![n],
             weight,
@@ -444,6 +446,18 @@ pub struct Bias<'a> {
     pub payload: &'a Payload,
     /// Its numbers.
     pub values: Vec<f32>,
+}
+
+/// Whether a value depends on what is in the inputs of its graph, and not on their extents alone.
+fn depends_on_inputs(g: &Graph, v: Value) -> bool {
+    let (mut next, mut seen) = (vec![v.node], HashSet::from([v.node]));
+    while let Some(n) = next.pop() {
+        if matches!(g.op(n), Op::Input(_)) {
+            return true;
+        }
+        next.extend(g.inputs_of(n).into_iter().map(|v| v.node).filter(|n| seen.insert(*n)));
+    }
+    false
 }
 
 /// Whether a node is a convolution of images with the channels last.

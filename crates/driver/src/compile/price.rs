@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
-use margay_loops::{Backend, Program};
+use margay_loops::{Backend, Constant, Program};
 use margay_passes::StoreConstants;
-use margay_passes::sketch::{ApplyError, Site, form};
+use margay_passes::sketch::{ApplyError, Site, form, lookups};
 use margay_plan::Price;
 use margay_tensor::{Binding, Map, Tensor};
 
@@ -24,7 +24,7 @@ use crate::{DriverError, Dump, build};
 
 /// What everything costs. Bytes are what is stored: in the layouts that kernels read, with scales and padding.
 pub(crate) struct Prices {
-    /// The model as it is; bytes are those of the weights of its products and convolutions.
+    /// The model as it is; bytes are those of the weights of its products, convolutions and lookups.
     pub(crate) before: Price,
     /// The same with its constants stored as those of the result.
     pub(crate) stored: Price,
@@ -86,14 +86,14 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
         candidates.push(prices);
     }
     let program = pricing.lowered(job.graph(), false)?;
-    let other_bytes_before = others(&program);
+    let other_bytes_before = others(job, &program);
     let before = pricing.of_program(&program, other_bytes_before);
     let program = match job.storage == StoreConstants::default() {
         true => program,
         // Tables may be stored otherwise, too.
         false => pricing.lowered(&stored(job.graph().clone(), &job.storage)?, false)?,
     };
-    let other_bytes = others(&program);
+    let other_bytes = others(job, &program);
     let stored = pricing.of_program(&program, other_bytes);
     let repeated = repeated(job, &dense);
     Ok(Prices { before, stored, repeated, plain, dense, candidates, other_bytes_before, other_bytes })
@@ -113,16 +113,21 @@ fn repeated(job: &Job<'_>, dense: &[Price]) -> i64 {
     more
 }
 
-/// What a model without sketches costs; bytes are those of the weights of its products and convolutions.
+/// What a model without sketches costs; bytes are those of the weights of its products, convolutions and lookups.
 pub(crate) fn of_whole(job: &Job<'_>, g: &Graph) -> Result<Price, DriverError> {
     let pricing = Pricing::of(job);
     let program = pricing.lowered(g, false)?;
-    Ok(pricing.of_program(&program, others(&program)))
+    Ok(pricing.of_program(&program, others(job, &program)))
 }
 
-/// Bytes of the constants that are no weights of products and convolutions.
-fn others(program: &Program) -> u64 {
-    program.constant_bytes() - program.packed_bytes()
+/// Bytes of the constants that are no weights of products and convolutions, and no tables of lookups that are sites.
+fn others(job: &Job<'_>, program: &Program) -> u64 {
+    let g = job.graph();
+    let tables: BTreeSet<String> =
+        lookups(g).iter().map(|table| table.payload(g).key().to_string()).collect();
+    let is_table = |c: &&Constant| c.packed.is_none() && c.names.iter().any(|name| tables.contains(name));
+    let tables: u64 = program.constants.iter().filter(is_table).map(|table| table.bytes() as u64).sum();
+    program.constant_bytes() - program.packed_bytes() - tables
 }
 
 /// What the sketched model costs.
