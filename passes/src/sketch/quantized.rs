@@ -37,7 +37,7 @@ use margay_ir::ops::Add;
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_plan::Settings;
 use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded};
-use margay_tensor::{DType, Storage, StoredTensor};
+use margay_tensor::{DType, Scales, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
 use super::moments::{self, Seen};
@@ -91,7 +91,8 @@ impl Scheme for QuantizedScheme {
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        let takes = |layer: &&Layer| layer.is_product() && layer.payload(g).stored().is_plain();
+        let numbers = |storage: Storage| storage.scales == Scales::None && storage.signs.is_none();
+        let takes = |layer: &&Layer| layer.is_product() && numbers(layer.payload(g).storage());
         layers(g).iter().filter(takes).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
