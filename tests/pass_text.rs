@@ -51,6 +51,7 @@ const TEXTS: &[&str] = &[
     "store-constants{f32, \"a = b\" = bf16, embeddings = i8(axis = 0, block = 32)}",
     "store-constants{i8(axis = 1)}",
     "store-constants{int4, embeddings = u3(axis = 1, block = 32, bf16 scales, zero points)}",
+    "widen-products",
 ];
 
 #[test]

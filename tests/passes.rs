@@ -8,7 +8,7 @@ use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, te
 use margay_passes::sketch::{Layer, PantherTraining, Start, layers, panther_for_training};
 use margay_passes::{BindDims, Differentiate, MakeTrainable, PASSES, StoreAs, StoreConstants, read_pass};
 use margay_tensor::random::stream_of;
-use margay_tensor::{Binding, Tensor};
+use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, max_error, normalized, parse_with_random_constants,
 };
@@ -186,7 +186,13 @@ fn check_fidelity(pass: &dyn Pass, before: &Graph, digits: Digits) -> bool {
             Fidelity::Rounding | Fidelity::Approximate => {
                 let size = numbers.iter().fold(0f64, |m, x| m.max(x.abs()));
                 let error = max_error(&found[at], expected);
-                assert!(error <= rounding * size, "{what}: off by {error:.2e} of {size:.2e}");
+                // Values of 16 bits that are computed in another order may be the next ones.
+                let step = match expected.dtype() {
+                    DType::F16 => 2f64.powi(-10),
+                    DType::BF16 => 2f64.powi(-7),
+                    _ => 0.0,
+                };
+                assert!(error <= rounding.max(step) * size, "{what}: off by {error:.2e} of {size:.2e}");
             }
         }
     }

@@ -1,10 +1,13 @@
-//! Models with narrow constants, from the driver's options to results.
+//! Models with narrow constants, errors that are predicted, and plans that are refused, from the driver's options to results.
+
+use std::collections::BTreeMap;
 
 use margay_driver::{
     CompileOptions, Dump, Goal, Model, Report, Runner, Samples, Silent, backend, compile, open,
 };
 use margay_ir::eval;
 use margay_loops::Precision;
+use margay_plan::{Budget, Choice};
 use margay_tensor::Tensor;
 use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
 
@@ -92,4 +95,46 @@ fn an_artifact_carries_its_precision() {
         };
         assert_close(precision.name(), &first[0].1, &expected[0], tolerance);
     }
+}
+
+/// A layer whose sketches show no error says nothing of how errors of a pair weigh that ends where it does.
+#[test]
+fn errors_of_pairs_weigh_by_what_they_do_to_the_outputs() {
+    let (graph, _) = parse_with_random_constants(
+        "graph @deficient(%x: f32[N, 64]) -> (y: f32[N, 8]) {
+           %0 = const #u : f32[64, 256]  // up.weight
+           %1 = matmul %x, %0 : f32[N, 256]  // up
+           %2 = relu %1 : f32[N, 256]  // act
+           %3 = const #a : f32[256, 1]  // a
+           %4 = const #c : f32[1, 8]  // c
+           %5 = matmul %3, %4 : f32[256, 8]  // down.weight
+           %6 = matmul %2, %5 : f32[N, 8]  // down
+           %7 = const 20000.0 : f32
+           %8 = add %6, %7 : f32[N, 8]  // far
+           return %8
+         }",
+    );
+    let source = Model::new(graph, "deficient", &mut Dump::none()).unwrap();
+    let samples = Samples::new(vec![("x".into(), normal(&[400, 64], 5, 0))]).unwrap();
+    let goal = Goal::Bytes(Budget::Fraction(0.4));
+    let report = compile(&source, Some(&samples), &options(Precision::F32, goal), &Silent).unwrap().report;
+    let predicted: f64 = report.modules.iter().map(|m| m.output_error.unwrap().powi(2)).sum::<f64>().sqrt();
+    let measured = report.held_out.unwrap().relative_l2;
+    assert!(measured > 0.0 && (0.3..3.0).contains(&(predicted / measured)), "{predicted}, found {measured}");
+}
+
+/// All ranks of a plan that are not offered are told at once.
+#[test]
+fn all_mistakes_of_a_plan_are_told() {
+    let base = options(Precision::F32, Goal::Bytes(Budget::Fraction(0.5)));
+    let mut plan = compile(&source(), Some(&samples()), &base, &Silent).unwrap().plan;
+    plan.sites.clear();
+    for (site, rank) in [("up", 400), ("down", 34)] {
+        plan.sites.insert(site.into(), Choice::new("lowrank", &BTreeMap::from([("rank", rank)])));
+    }
+    let options = CompileOptions { plan: Some(plan), ..base };
+    let error = compile(&source(), Some(&samples()), &options, &Silent).err().unwrap().to_string();
+    let up = "plan: `up`: rank 400 is not offered, expected 1 to 96";
+    let down = "plan: `down`: rank 34 is not offered, expected 1 to 33";
+    assert_eq!(error, format!("{up}; {down}"));
 }

@@ -470,3 +470,81 @@ fn tables_have_int8_rows_beside_narrow_products() {
         assert!(text.contains(" : f32[50, 128] stored i8(axis = 0)  // table"), "{text}");
     }
 }
+
+/// Layers of 96, 160 and 33 units that compute in a type.
+fn in_floats(dtype: DType) -> Model {
+    let text = "graph @layers(%x: f32[N, 96]) -> (y: f32[N, 33]) {
+           %0 = const #u : f32[96, 160]  // up.weight
+           %1 = matmul %x, %0 : f32[N, 160]  // up
+           %2 = const #b : f32[160]  // up.bias
+           %3 = add %1, %2 : f32[N, 160]  // up/Add
+           %4 = gelu %3 : f32[N, 160]  // act
+           %5 = const #d : f32[160, 33]  // down.weight
+           %6 = matmul %4, %5 : f32[N, 33]  // down
+           return %6
+         }";
+    let (graph, _) = parse_with_random_constants(&text.replace("f32", dtype.name()));
+    Model::new(graph, "layers", &mut Dump::none()).unwrap()
+}
+
+/// Layers in 16 bits are sketched and rounded as those in f32 are, and what replaces a weight is stored as that was.
+#[test]
+fn layers_in_16_bits_are_sketched_and_rounded() {
+    let compiled = |dtype, goal: &Goal, precision| {
+        let samples = Samples::new(vec![("x".into(), in_type(dtype, &[400, 96], 0))]).unwrap();
+        let dims = vec![("N".into(), vec![24])];
+        let options = CompileOptions { goal: goal.clone(), precision, dims, ..CompileOptions::default() };
+        compile(&in_floats(dtype), Some(&samples), &options, &Silent).unwrap()
+    };
+    let half = Goal::Flops(Budget::Fraction(0.5));
+    for (goal, precision) in
+        [(&half, Precision::F32), (&half, Precision::Int4), (&Goal::Dense, Precision::Int8)]
+    {
+        let wide = compiled(DType::F32, goal, precision);
+        for (dtype, steps) in [(DType::F16, 0.01), (DType::BF16, 0.05)] {
+            let found = compiled(dtype, goal, precision);
+            let error = |c: &margay_driver::Compiled| c.report.held_out.as_ref().unwrap().relative_l2;
+            let (expected, error) = (error(&wide), error(&found));
+            assert!((error - expected).abs() < steps + 0.1 * expected, "{dtype}: {error}, f32 {expected}");
+            let sketched =
+                |c: &margay_driver::Compiled| c.report.modules.iter().filter(|m| m.is_sketched()).count();
+            assert_eq!(sketched(&found), sketched(&wide), "{dtype}");
+            assert_eq!(found.report.flops_after, wide.report.flops_after, "{dtype}");
+            let stays = found.report.warnings.iter().any(|w| w.contains("stay as they are"));
+            assert!(!stays, "{:?}", found.report.warnings);
+            let text = found.graph.to_string();
+            let output = &found.graph.outputs()[0];
+            assert_eq!(found.graph.ty(output.value).dtype, dtype);
+            let products = text.matches(" = matmul ").count();
+            let stored = match precision {
+                Precision::F32 => format!(" stored {}  //", dtype.name()),
+                precision => format!(" stored {}  //", precision.storage(1)),
+            };
+            // Of the constants with two axes.
+            let matrix =
+                |line: &&str| line.rsplit(" : ").next().unwrap().split(']').next().unwrap().contains(", ");
+            let found = text.lines().filter(|line| line.contains(&stored)).filter(matrix).count();
+            assert_eq!(found, products, "{stored}\n{text}");
+        }
+    }
+}
+
+/// Numbers that f16 does not hold stay f32.
+#[test]
+fn what_f16_does_not_hold_is_not_stored_so() {
+    let (mut g, _) = parse_with_random_constants(
+        "graph @large(%x: f32[4, 8]) -> (y: f32[4, 8]) {
+           %0 = const #w : f32[8, 8]  // w
+           %1 = const 1e5 : f32
+           %2 = mul %0, %1 : f32[8, 8]
+           %3 = matmul %x, %2 : f32[4, 8]  // fc
+           return %3
+         }",
+    );
+    margay_passes::FoldConstants::default().run(&mut g, &mut Cx::default()).unwrap();
+    let products = StoreAs::parse("f16").unwrap();
+    let mut cx = Cx::default();
+    StoreConstants { products, ..StoreConstants::default() }.run(&mut g, &mut cx).unwrap();
+    assert!(!g.to_string().contains("stored"), "{g}");
+    assert!(cx.remarks[0].message.starts_with("f16 holds numbers up to 65504, found"), "{:?}", cx.remarks);
+}

@@ -36,6 +36,7 @@ mod simplify;
 pub mod sketch;
 mod store_constants;
 pub mod text;
+mod widen_products;
 
 pub use apply_plan::ApplyPlan;
 pub use assign_layout::AssignLayout;
@@ -68,3 +69,4 @@ pub use round_operands::RoundOperands;
 pub use simplify::Simplify;
 pub use store_constants::{StoreAs, StoreConstants};
 pub use text::{Files, PASSES, PassEntry, PassRead, read_pass};
+pub use widen_products::WidenProducts;

@@ -6,7 +6,7 @@
 //! and a zero point for every 64 terms of a result. Tables of two axes whose rows are looked up, and that nothing else reads,
 //! have int8 rows where products are stored in int8 or int4. A product
 //! is named by itself or by its constant, and keeps other readers of that constant as they are. A constant that is not
-//! f32, or is stored narrow already, is passed over, and so is by default whatever is neither a table nor the right operand of a
+//! f32, or is stored narrow already, is passed over, but one of a model in 16 bits that is to be stored with scales; and so is by default whatever is neither a table nor the right operand of a
 //! product, one matrix.
 //!
 //! Where calibration measured the rows that a product multiplies its constant with, elements of fewer than 8 bits are rounded
@@ -45,7 +45,7 @@ use margay_loops::text::words::{quoted, split_top};
 use margay_randnla::{Centring, Gram, Matrix, RandnlaError, Rounded, Whitening};
 use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
 
-use crate::sketch::{Bias, Layer, Moments, Rows};
+use crate::sketch::{Bias, Layer, Moments, RowKind, Rows};
 use crate::text::{pair, pairs};
 
 /// How something is stored, as plans and options say it.
@@ -133,7 +133,7 @@ impl StoreConstants {
             });
             let length = payload.stored().shape()[0];
             for (user, _) in g.users_of(n.into()) {
-                let rows = Rows { value: g.inputs_of(user)[0], windows: None, length };
+                let rows = Rows { value: g.inputs_of(user)[0], kind: RowKind::LastAxis, length };
                 if !found[at].1.contains(&rows) {
                     found[at].1.push(rows);
                 }
@@ -320,8 +320,25 @@ fn may_be_stored(payload: &Payload, storage: Storage) -> Result<(), Verdict> {
     if stored.storage().signs.is_some() && storage != Storage::plain(DType::F32) {
         return Err(Verdict::Declined(format!("numbers beside signs stay f32, found {storage}")));
     }
-    match stored.dtype() != DType::F32 || !stored.is_plain() || storage == payload.storage() {
-        true => Err(Verdict::NoMatch),
-        false => Ok(()),
+    // Numbers of a model in 16 bits may get fewer; they are not rounded to other floats.
+    let floats = stored.storage().scales == Scales::None && stored.storage().signs.is_none();
+    let is_number = stored.is_plain() || floats && storage.scales != Scales::None;
+    if stored.dtype() != DType::F32 || !is_number || storage == payload.storage() {
+        return Err(Verdict::NoMatch);
     }
+    if storage == Storage::plain(DType::F16)
+        && let Some(most) = beyond_f16(payload.tensor())
+    {
+        return Err(Verdict::Declined(format!("f16 holds numbers up to {LARGEST_F16}, found {most:e}")));
+    }
+    Ok(())
+}
+
+/// The largest number of f16.
+const LARGEST_F16: f32 = 65504.0;
+
+/// The greatest size of numbers that f16 does not hold.
+fn beyond_f16(numbers: &Tensor) -> Option<f32> {
+    let greatest = numbers.as_slice::<f32>().ok()?.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    (greatest > LARGEST_F16).then_some(greatest)
 }

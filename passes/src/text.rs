@@ -12,7 +12,7 @@ use crate::{
     ExpandSketches, FoldConstants, FoldScales, MakeTrainable, MergeDuplicates, PadDecided,
     RecognizeAttention, RecognizeFeatureAttention, RecognizeGelu, RecognizeIntegerProducts,
     RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
-    RemoveDropout, RoundOperands, Simplify, StoreConstants,
+    RemoveDropout, RoundOperands, Simplify, StoreConstants, WidenProducts,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -58,6 +58,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "round-operands", read: |text, _| plain(text, RoundOperands) },
     PassEntry { name: "simplify", read: |text, _| plain(text, Simplify) },
     PassEntry { name: "store-constants", read: |text, _| boxed(StoreConstants::read(text)) },
+    PassEntry { name: "widen-products", read: |text, _| plain(text, WidenProducts) },
 ];
 
 /// Reads a pass as it prints.

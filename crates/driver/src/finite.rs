@@ -29,7 +29,12 @@ fn told(name: &str, t: &Tensor, at: usize, value: f64) -> String {
     }
     index.reverse();
     let row = index.first().map_or(String::new(), |row| format!(" in row {row}, at {index:?}"));
-    let value = if value.is_finite() { format!("{value:e}") } else { value.to_string() };
+    // As few digits as tell a number of f32 from others.
+    let value = match value as f32 {
+        short if short.is_finite() => format!("{short:e}"),
+        _ if value.is_finite() => format!("{value:e}"),
+        _ => value.to_string(),
+    };
     format!("`{name}` is {value}{row}")
 }
 

@@ -1,8 +1,9 @@
 //! Graphs in documentation.
 
+use margay_ir::ops::Numbers;
 use margay_ir::{Graph, TensorType, text};
 use margay_tensor::random::{Philox, stream_of};
-use margay_tensor::{StoredTensor, Tensor};
+use margay_tensor::{DType, StoredTensor, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -41,7 +42,10 @@ pub fn parse_with_random_constants(source: &str) -> (Graph, BTreeMap<String, Str
         let shape = ty.extents()?;
         let mut data = vec![0f32; shape.iter().product()];
         Philox::new(5, stream_of(key)).fill_normal_f32(0, &mut data);
-        let tensor = Tensor::from_slice(&shape, &data).ok()?;
+        let mut tensor = Tensor::from_slice(&shape, &data).ok()?;
+        if matches!(ty.dtype, DType::F16 | DType::BF16) {
+            tensor = Numbers::of(&tensor).ok()?.into_tensor(ty.dtype, &shape).ok()?;
+        }
         names.borrow_mut().insert(format!("#{}", tensor.content_hash()), key.to_string());
         Some(tensor.into())
     };

@@ -38,7 +38,7 @@ use margay_ir::ops::{Add, MatMul};
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_plan::Settings;
 use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded};
-use margay_tensor::{DType, Storage, StoredTensor};
+use margay_tensor::{DType, Scales, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
 use super::kernels::{rows_in, rows_out};
@@ -93,7 +93,8 @@ impl Scheme for QuantizedScheme {
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        let takes = |layer: &&Layer| layer.is_linear(g) && layer.payload(g).stored().is_plain();
+        let numbers = |storage: Storage| storage.scales == Scales::None && storage.signs.is_none();
+        let takes = |layer: &&Layer| layer.is_linear(g) && numbers(layer.payload(g).storage());
         layers(g).iter().filter(takes).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 

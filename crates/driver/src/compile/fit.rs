@@ -16,6 +16,7 @@ use super::Job;
 use super::calibrate::{calibrate, calibrate_gradients, sampled};
 use super::split::{Split, enough};
 use crate::cache::{joined, pieces};
+use crate::samples::several;
 use crate::{DriverError, Kind, parallel};
 
 /// A scheme that is to look at a site.
@@ -46,7 +47,8 @@ pub(crate) struct Fit {
 /// What is to be fitted, in the order of the sites: every scheme that may be chosen, or what a plan names.
 ///
 /// # Errors
-/// [`DriverError::Options`] for a plan with a scheme that does not take the site, or with sites that share a weight.
+/// [`DriverError::Options`] with all that is wrong with a plan: schemes that do not take their sites, and sites that share a
+/// weight.
 pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     let (sites, seed) = (&job.sites, job.options.seed());
     if !job.options.sketches() {
@@ -62,22 +64,34 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
         };
         return Ok((0..sites.len()).flat_map(choosable).collect());
     };
-    let mut tasks: Vec<Task> = Vec::new();
+    let (mut tasks, mut problems): (Vec<Task>, Vec<String>) = Default::default();
     for (i, site) in sites.iter().enumerate() {
         let choice = plan.sites.get(&site.name).filter(|choice| !choice.is_dense());
         let Some(choice) = choice else { continue };
-        let refused = |why: String| DriverError::Options(format!("plan: `{}`: {why}", site.name));
+        let mut refused = |why: String| problems.push(format!("plan: `{}`: {why}", site.name));
         let found = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.facts().name));
-        let scheme = found
-            .ok_or_else(|| refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind)))?;
+        let Some(scheme) = found else {
+            refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
+            continue;
+        };
         let other = tasks.iter().find(|t| sites[t.site].weights.iter().any(|w| site.weights.contains(w)));
         if let Some(other) = other {
-            return Err(refused(format!("`{}` replaces one of its weights already", sites[other.site].name)));
+            refused(format!("`{}` replaces one of its weights already", sites[other.site].name));
+            continue;
         }
         let settings = Some(choice.settings.clone());
         tasks.push(Task { site: i, scheme, settings, seed: choice.seed.unwrap_or(seed) });
     }
+    all_right(&problems)?;
     Ok(tasks)
+}
+
+/// An error that tells all problems of a plan, if there are any.
+fn all_right(problems: &[String]) -> Result<(), DriverError> {
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(DriverError::Options(several(problems, "; "))),
+    }
 }
 
 /// What calibration measured for tasks.
@@ -169,7 +183,7 @@ impl Gradients {
 /// Lets the schemes look at their sites.
 ///
 /// # Errors
-/// [`DriverError::Factorize`], and [`DriverError::Options`] for settings of a plan that are not offered.
+/// [`DriverError::Factorize`], and [`DriverError::Options`] with all settings of a plan that are not offered.
 pub(crate) fn fit(
     job: &Job<'_>,
     tasks: Vec<Task>,
@@ -203,18 +217,25 @@ pub(crate) fn fit(
     if subsets.len() > before.1 {
         keep(job, measured, SUBSETS, &subsets, Subset::to_bytes);
     }
-    let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
+    let (mut made, mut problems) = (Vec::new(), Vec::new());
+    for (task, fitted) in tasks.into_iter().zip(fitted) {
         let name = &sites[task.site].name;
         let factorized = |error| DriverError::Factorize { module: name.clone(), error };
         let (fitted, offered) = fitted.map_err(factorized)?;
-        let refused = |why| DriverError::Options(format!("plan: `{name}`: {why}"));
-        let (settings, remarks) = offered.map_err(refused)?;
+        let (settings, remarks) = match offered {
+            Ok(offered) => offered,
+            Err(why) => {
+                problems.push(format!("plan: `{name}`: {why}"));
+                continue;
+            }
+        };
         let (site, scheme, seed) = (task.site, task.scheme.facts().name, task.seed);
         let remark = |message| Remark { pass: scheme, at: name.clone(), message, declined: true };
         let remarks = remarks.into_iter().map(remark).collect();
-        Ok(Fit { site, scheme, seed, fitted: fitted.into(), settings, remarks })
-    });
-    made.collect()
+        made.push(Fit { site, scheme, seed, fitted: fitted.into(), settings, remarks });
+    }
+    all_right(&problems)?;
+    Ok(made)
 }
 
 /// What decompositions follow from.

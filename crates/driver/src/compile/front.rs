@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::allocate::along;
 use super::apply::{Finish, apply, pass_of};
 use super::price::after;
-use super::{CompileOptions, Job, Prepared, report};
+use super::{CompileOptions, Job, Prepared, report, widened};
 use crate::{DriverError, Dump, ErrorMeasure, Model, Progress, Samples};
 
 /// What a front is made of.
@@ -103,6 +103,7 @@ pub fn front(
     }
     // All candidates are fitted, as for any goal.
     let options = CompileOptions { goal: Goal::Error(0.0.into()), ..options.clone() };
+    let source = &*widened(source, &options, &mut Dump::none())?;
     let job = Job::new(source, Some(samples), &options, progress)?;
     let prepared = Prepared::new(&job)?;
     let refit = if asked.refit { prepared.refit(&job)? } else { None };

@@ -298,7 +298,7 @@ mod tests {
     }
 
     /// The fastest choice within a limit, nothing of which is refitted.
-    fn met(
+    fn unrefitted(
         candidates: &Candidates,
         limit: f64,
         besides: &[(Resource, f64)],
@@ -313,7 +313,7 @@ mod tests {
             let m = model(sites);
             let mut before = f64::INFINITY;
             for limit in (1..80).map(|i| 0.004 * f64::from(i) * f64::from(i).sqrt()) {
-                let met = met(&m, limit, &[], &|c| Ok(uneven(c))).unwrap();
+                let met = unrefitted(&m, limit, &[], &|c| Ok(uneven(c))).unwrap();
                 let error = if met.allocation.choices.is_empty() { 0.0 } else { uneven(&met.allocation) };
                 assert!(error <= limit);
                 assert!(met.allocation.price.seconds <= before, "{sites} sites, limit {limit}");
@@ -328,9 +328,9 @@ mod tests {
         let m = model(4);
         // Whatever is sketched with another site is far off.
         let alone = |c: &Allocation| Ok(if c.choices.len() > 1 { 9.0 } else { c.squared_error.sqrt() });
-        let met = met(&m, 0.03, &[], &alone).unwrap();
+        let met = unrefitted(&m, 0.03, &[], &alone).unwrap();
         assert_eq!(met.allocation.choices.len(), 1);
-        let met = met(&m, 0.001, &[], &alone).unwrap();
+        let met = unrefitted(&m, 0.001, &[], &alone).unwrap();
         assert!(met.allocation.choices.is_empty());
         assert_eq!(met.closest, Some(2e-4f64.sqrt()));
     }
@@ -342,9 +342,9 @@ mod tests {
             candidate.price = Price { bytes: 90 - 10 * i as i64, flops: 0, seconds: 1.1 + 0.1 * i as f64 };
         }
         let measure = |c: &Allocation| Ok(c.squared_error.sqrt());
-        let met = met(&m, 1.0, &[(Resource::Bytes, 60.0)], &measure).unwrap();
+        let met = unrefitted(&m, 1.0, &[(Resource::Bytes, 60.0)], &measure).unwrap();
         assert_eq!(met.allocation.price.bytes, 60);
-        assert!(met(&m, 1e-3, &[(Resource::Bytes, 60.0)], &measure).is_err());
+        assert!(unrefitted(&m, 1e-3, &[(Resource::Bytes, 60.0)], &measure).is_err());
     }
 
     #[test]
@@ -356,7 +356,7 @@ mod tests {
             seen.borrow_mut().push(c.choices.clone());
             Ok(uneven(c))
         };
-        met(&m, 0.0, &[], &measure).unwrap();
+        unrefitted(&m, 0.0, &[], &measure).unwrap();
         let tried = seen.borrow().len();
         assert!((SINGLE_SITES.min(3)..=SHARES.len() + BISECTIONS + SINGLE_SITES).contains(&tried), "{tried}");
     }
@@ -386,7 +386,7 @@ mod tests {
                 let measures = Measures { fitted: &plain, refitted: Some(&refitted) };
                 let found = meet_error(&m, limit, &[], measures).unwrap().allocation;
                 assert!(*refits.borrow() <= 1 + ROUNDS);
-                let before = met(&m, limit, &[], &plain).unwrap().allocation;
+                let before = unrefitted(&m, limit, &[], &plain).unwrap().allocation;
                 assert!(found.price.seconds <= before.price.seconds);
                 let errs = if found.choices.is_empty() { 0.0 } else { of(&found).unwrap() };
                 let as_fitted = plain(&found).unwrap();
@@ -409,7 +409,7 @@ mod tests {
         };
         let measures = Measures { fitted: &plain, refitted: Some(&refitted) };
         let found = meet_error(&m, 0.05, &[], measures).unwrap().allocation;
-        assert_eq!(found.choices, met(&m, 0.05, &[], &plain).unwrap().allocation.choices);
+        assert_eq!(found.choices, unrefitted(&m, 0.05, &[], &plain).unwrap().allocation.choices);
         assert_eq!(*refits.borrow(), 1);
     }
 }

@@ -17,6 +17,7 @@ mod split;
 mod warn;
 mod weigh;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,9 +26,9 @@ use margay_ir::{Graph, NodeId, Op};
 use margay_loops::{Backend, Precision};
 use margay_onnx::KnownInputs;
 use margay_passes::sketch::{Site, sites};
-use margay_passes::{StoreAs, StoreConstants};
+use margay_passes::{MergeDuplicates, Pipeline, PipelineItem, StoreAs, StoreConstants, WidenProducts};
 use margay_plan::{Budgets, Choice, Goal, Plan};
-use margay_tensor::Binding;
+use margay_tensor::{Binding, DType, Scales};
 
 use self::allocate::allocate;
 use self::apply::{Finish, Refit, apply, pass_of};
@@ -315,7 +316,7 @@ impl<'a> Job<'a> {
 }
 
 /// How constants are stored: products as the options say, and those of sites that the plan says more of by the names of
-/// their weights.
+/// their weights. What replaces a weight in 16-bit floats is stored as that was, where nothing else is said.
 fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreConstants, DriverError> {
     let products = StoreAs::Precision(options.precision);
     let mut storage = StoreConstants { products, ..StoreConstants::default() };
@@ -339,7 +340,33 @@ fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreC
             }
         }
     }
+    let weights = sites.iter().filter(|_| options.precision == Precision::F32).flat_map(|site| &site.weights);
+    for weight in weights {
+        let Some(payload) = g.constant(*weight) else { continue };
+        let (name, stored) = (g.node(weight.node).origin.name(), payload.storage());
+        let is_narrow = stored.scales == Scales::None && stored.dtype != DType::F32;
+        if is_narrow && payload.ty().dtype == DType::F32 && !name.is_empty() {
+            storage.named.entry(name.to_owned()).or_insert(StoreAs::Storage(stored));
+        }
+    }
     Ok(storage)
+}
+
+/// The model with its products of 16-bit floats in f32, where weights are to be sketched or rounded.
+fn widened<'m>(
+    source: &'m Model,
+    options: &CompileOptions,
+    dump: &mut Dump,
+) -> Result<Cow<'m, Model>, DriverError> {
+    if !options.sketches() && options.precision == Precision::F32 {
+        return Ok(Cow::Borrowed(source));
+    }
+    let mut graph = source.graph.clone();
+    // Casts of what several products read become one.
+    let steps =
+        vec![PipelineItem::Run(Box::new(WidenProducts)), PipelineItem::Run(Box::new(MergeDuplicates))];
+    dump.run(&Pipeline::new(steps), &mut graph)?;
+    Ok(Cow::Owned(Model { graph, ..source.clone() }))
 }
 
 /// Compiles a model. With samples, a quarter of them, at most 512, measures the error that is reported; of the others as many
@@ -395,6 +422,7 @@ pub fn compile_with(
     progress: &dyn Progress,
     dump: &mut Dump,
 ) -> Result<Compiled, DriverError> {
+    let source = &*widened(source, options, dump)?;
     let job = Job::new(source, samples, options, progress)?;
     let prepared = Prepared::new(&job)?;
     let refit = prepared.refit(&job)?;

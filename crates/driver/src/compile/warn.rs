@@ -134,7 +134,7 @@ fn of_other_types(job: &Job<'_>) -> Option<String> {
     let types: Vec<DType> = types.collect();
     let first = types.first()?;
     Some(format!(
-        "{} layer(s) compute in {first} and stay as they are: only those in f32 are sketched or rounded; convert the model to f32",
+        "{} layer(s) compute in {first} and stay as they are: only those in f32 and in floats of 16 bits are sketched or rounded; convert the model to f32",
         types.len()
     ))
 }

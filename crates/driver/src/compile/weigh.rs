@@ -5,6 +5,7 @@
 //! errors of all sites into one unit.
 
 use margay_ir::Value;
+use margay_plan::Settings;
 
 use super::Job;
 use super::apply::{alone, replaced};
@@ -21,8 +22,8 @@ const WEIGHING_ROWS: usize = 1 << 14;
 const WEIGHING_SAMPLES: [usize; 2] = [8, 32];
 
 /// Squared relative error of the outputs per unit of squared relative error of each site, in the order of the sites. Sites
-/// whose errors enter at the same value weigh the same. A site weighs 1 where nothing can be measured: no sketch of
-/// it has an error, or the outputs have no size to be relative to. `None` without samples, or where a plan chooses.
+/// whose errors enter at the same value weigh the same. A site weighs 1 where nothing can be measured: no sketch whose errors
+/// enter there has one, or the outputs have no size to be relative to. `None` without samples, or where a plan chooses.
 pub(crate) fn weigh(
     job: &Job<'_>,
     fits: &[Fit],
@@ -35,9 +36,10 @@ pub(crate) fn weigh(
     let wanted = (WEIGHING_ROWS / most.max(1)).clamp(WEIGHING_SAMPLES[0], WEIGHING_SAMPLES[1]);
     let taken = samples.runs(g, BATCH).take(wanted.div_ceil(samples.bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
-    // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
+    // One site for each value that errors enter at: the first of the fewest weights that can be replaced with an error. One
+    // whose spectrum is exhausted at this size shows none to divide by, though others that end there may.
     let mut probes: Vec<Probe<'_>> = Vec::new();
-    let mut order: Vec<&Fit> = fits.iter().filter(|f| f.fitted.probe().is_some()).collect();
+    let mut order: Vec<&Fit> = fits.iter().filter(|f| probe_error(f).is_some()).collect();
     order.sort_by_key(|f| sites[f.site].weights.len());
     for fit in order {
         let value = entry(job, fit.site);
@@ -53,8 +55,7 @@ pub(crate) fn weigh(
     let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     let weights = parallel(job.threads(), probes.len(), job.progress, "weighing layers", |i| {
         let fit = probes[i].1;
-        let settings = fit.fitted.probe().expect("the others were left out");
-        let error = fit.fitted.squared_error(&settings).unwrap_or(0.0);
+        let (settings, error) = probe_error(fit).expect("the others were left out");
         let pass = alone(&sites[fit.site], fit, &settings);
         let graph = replaced(g, pass, &mut Dump::none())?.graph;
         let mut runner = Runner::new(graph, backend, 1);
@@ -63,9 +64,8 @@ pub(crate) fn weigh(
             sum.add(batch, expected, &runner.run(batch)?)?;
         }
         let effect = sum.measure().relative_l2.powi(2);
-        // A site whose spectrum is exhausted at this size shows no error to divide by.
         // Outputs that are all zero have no relative error.
-        Ok::<f64, DriverError>(if error > 1e-12 && effect.is_finite() { effect / error } else { 1.0 })
+        Ok::<f64, DriverError>(if effect.is_finite() { effect / error } else { 1.0 })
     });
     let weights = weights.into_iter().collect::<Result<Vec<f64>, _>>()?;
     if let Some(cache) = &job.cache {
@@ -73,6 +73,16 @@ pub(crate) fn weigh(
         cache.put("weights", &key, &bytes);
     }
     Ok(Some(by_site(job, &probes, &weights)))
+}
+
+/// Squared relative errors up to this one are those of rounding.
+const EXHAUSTED: f64 = 1e-12;
+
+/// The settings at which a site is replaced, with their squared relative error, if they have one.
+fn probe_error(fit: &Fit) -> Option<(Settings, f64)> {
+    let settings = fit.fitted.probe()?;
+    let error = fit.fitted.squared_error(&settings).ok()?;
+    (error > EXHAUSTED).then_some((settings, error))
 }
 
 /// A value that errors enter at, and a sketch of a site there.
