@@ -8,7 +8,7 @@ use margay_emulator::Emulator;
 use margay_ir::{Graph, Op, eval};
 use margay_kernels_gpu::{Class, GpuTarget};
 use margay_runtime::{Executable, Session, SessionOptions};
-use margay_tensor::{Binding, DType, Tensor};
+use margay_tensor::{Binding, Tensor};
 use margay_testkit::{Tolerance, assert_close, case_inputs, max_error};
 
 use crate::{change_kernels, emulated, graph_of, loaded, named, parts_of};
@@ -19,26 +19,6 @@ const ORDERS: usize = 5;
 /// What makes an executable of a graph.
 type Compile<'c> = &'c dyn Fn(&Graph) -> Result<Executable, DriverError>;
 
-/// The greatest error of a loop nest on f32, beside the greatest number of its output.
-const LOOPS: f64 = 1e-6;
-
-/// Operators of loops whose results f32 does not hold to [`LOOPS`] of the reference, and why.
-const LESS_EXACT: &[(&str, &str)] = &[];
-
-/// How far results are from the reference.
-struct Compared {
-    /// The greatest difference.
-    error: f64,
-    /// Of an output of f32 the greatest difference beside its greatest number, where loops alone compute it.
-    of_loops: Option<f64>,
-}
-
-/// The greatest absolute number.
-fn greatest(t: &Tensor) -> f64 {
-    let finite = t.to_vec::<f32>().unwrap_or_default().into_iter().filter(|x| x.is_finite());
-    finite.fold(0.0, |most, x| f64::from(x.abs()).max(most))
-}
-
 /// Runs an operator in so many orders of threads and compares. Returns the error, or where the back end has no kernel the
 /// reason.
 fn compare(
@@ -48,7 +28,7 @@ fn compare(
     tolerance: Tolerance,
     compile: Compile<'_>,
     orders: usize,
-) -> Result<Compared, String> {
+) -> Result<f64, String> {
     let g = graph_of(op, inputs, constants);
     let given = &inputs[..inputs.len() - constants];
     let names = named(given);
@@ -60,33 +40,25 @@ fn compare(
         Err(e) => panic!("{op:?}: {e}\n{g}"),
     };
     let mut session = Session::new(&executable, SessionOptions { threads: 1 }).expect("memory");
-    let mut steps = executable.sections().flat_map(|section| &section.parts.steps);
-    let is_loops = steps.all(|step| ["loops", "copy"].contains(&step.work.as_str()));
-    let (mut worst, mut of_loops) = (0f64, None);
+    let mut worst = 0f64;
     let mut first: Option<Vec<(String, Tensor)>> = None;
     for _ in 0..orders {
         let outputs = session.run(&by_name).unwrap_or_else(|e| panic!("{op:?}: {e}"));
         for ((_, found), expected) in outputs.iter().zip(&expected) {
             assert_close(&format!("{op:?}"), found, expected, tolerance.of(expected.dtype()));
-            let error = max_error(found, expected);
-            worst = worst.max(error);
-            if is_loops && expected.dtype() == DType::F32 {
-                let beside = error / greatest(expected).max(f64::from(f32::MIN_POSITIVE));
-                of_loops = Some(of_loops.map_or(beside, |most: f64| most.max(beside)));
-            }
+            worst = worst.max(max_error(found, expected));
         }
         match &first {
             None => first = Some(outputs),
             Some(first) => assert_eq!(*first, outputs, "{op:?}: the same bits in every order"),
         }
     }
-    Ok(Compared { error: worst, of_loops })
+    Ok(worst)
 }
 
 /// Runs every case of every operator in so many orders of threads.
 fn compare_all(compile: Compile<'_>, orders: usize) {
     let (mut compared, mut worst, mut without) = (0, ("", 0f64), BTreeMap::<&str, String>::new());
-    let mut loops = BTreeMap::<&str, f64>::new();
     for (op, case) in Op::cases() {
         let constants = match &op {
             Op::Conv(_) | Op::MatMul(_) => &[1, 0][..],
@@ -94,12 +66,8 @@ fn compare_all(compile: Compile<'_>, orders: usize) {
         };
         for &constants in constants {
             match compare(&op, &case_inputs(&case), constants, Tolerance::REDUCTION, compile, orders) {
-                Ok(Compared { error, of_loops }) => {
+                Ok(error) => {
                     compared += 1;
-                    if let Some(error) = of_loops {
-                        let most = loops.entry(op.name()).or_default();
-                        *most = most.max(error);
-                    }
                     if error > worst.1 {
                         worst = (op.name(), error);
                     }
@@ -109,11 +77,6 @@ fn compare_all(compile: Compile<'_>, orders: usize) {
         }
     }
     println!("{compared} cases, the greatest difference is {:.1e} of {}", worst.1, worst.0);
-    let less_exact: Vec<(&str, f64)> = loops.into_iter().filter(|(_, error)| *error > LOOPS).collect();
-    println!("loops beyond {LOOPS:.0e}: {less_exact:?}");
-    let known: Vec<&str> = LESS_EXACT.iter().map(|(name, _)| *name).collect();
-    let found: Vec<&str> = less_exact.iter().map(|(name, _)| *name).collect();
-    assert_eq!(found, known, "operators of loops beyond {LOOPS:e}");
     without.iter().for_each(|(name, reason)| println!("without a kernel: {name}: {reason}"));
     assert!(compared > 200, "{compared}");
 }

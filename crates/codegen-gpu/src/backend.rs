@@ -144,7 +144,7 @@ impl Backend for GpuBackend {
     }
 
     fn cost_model(&self) -> &str {
-        "gpu data sheets 2"
+        "gpu data sheets 3"
     }
 
     fn call_seconds(&self, call: &KernelCall, _threads: usize) -> f64 {

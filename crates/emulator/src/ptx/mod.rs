@@ -129,6 +129,8 @@ enum Three {
     FunnelRight,
     /// c bits of a from bit b on.
     Extract,
+    /// The same of 32 bits, with the sign that the last of them is.
+    ExtractSigned,
 }
 
 /// How numbers compare.

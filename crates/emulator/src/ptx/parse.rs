@@ -423,6 +423,7 @@ fn three(words: &Words<'_>) -> Option<Three> {
         (false, ["shf", "l", "wrap", "b32"]) => Some(Three::FunnelLeft),
         (false, ["shf", "r", "wrap", "b32"]) => Some(Three::FunnelRight),
         (false, ["bfe", "u32" | "u64"]) => Some(Three::Extract),
+        (false, ["bfe", "s32"]) => Some(Three::ExtractSigned),
         _ => None,
     }
 }

@@ -424,6 +424,11 @@ fn three(function: Three, kind: Kind, a: u64, b: u64, c: u64) -> u64 {
         (Three::FunnelLeft, _) => words << (c & 31) >> 32,
         (Three::FunnelRight, _) => words >> (c & 31),
         (Three::Extract, _) => a >> (b & 0xff).min(63) & mask((c & 0xff) as u32),
+        (Three::ExtractSigned, _) => {
+            let others = 64 - (c & 0xff).clamp(1, 32);
+            let bits = (a & mask(32)) >> (b & 0xff).min(31);
+            ((bits << others) as i64 >> others) as u64 & mask(32)
+        }
     }
 }
 
