@@ -6,9 +6,9 @@ use margay_ir::ops::{Sketch, SketchLaw};
 use margay_ir::{Graph, Origin, TensorType, eval};
 use margay_onnx::{Attribute, ExportOptions, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue, export, import};
 use margay_randnla::{Distribution, Law};
-use margay_tensor::{Binding, DType, Tensor};
+use margay_tensor::{Binding, DType};
 
-use crate::{floats, narrow, random};
+use crate::{check_by_differences, floats, narrow, random};
 
 const LAWS: [(SketchLaw, fn() -> Law); 6] = [
     (SketchLaw::Gaussian, || Law::Dense(Distribution::Gaussian)),
@@ -39,7 +39,9 @@ fn entries_are_those_of_sketches_bit_by_bit() {
             let matrix = margay_randnla::Sketch::new(named(), rows, columns, 11, 1 << 40).unwrap();
             let op = Sketch { law, rows, columns, seed: 11, stream: 1 << 40, adjoint: false };
             let wide: Vec<f64> = matrix.to_matrix::<f64>().to_row_major_f64();
-            let narrow: Vec<f64> = matrix.to_matrix::<f32>().to_row_major_f64();
+            let single = matrix.to_matrix::<f32>();
+            let narrow: Vec<f64> =
+                (0..rows * columns).map(|at| f64::from(single.at(at / columns, at % columns))).collect();
             for (dtype, entries) in [(DType::F64, wide), (DType::F32, narrow)] {
                 for adjoint in [false, true] {
                     let op = Sketch { adjoint, ..op.clone() };
@@ -54,6 +56,17 @@ fn entries_are_those_of_sketches_bit_by_bit() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn the_adjoint_is_the_derivative() {
+    for (law, _) in LAWS {
+        for adjoint in [false, true] {
+            let op = Sketch { law, rows: 6, columns: 19, seed: 3, stream: 1, adjoint };
+            let x = random(&[3, if adjoint { 6 } else { 19 }], 2);
+            check_by_differences(&format!("{op:?}"), &graph(&op, DType::F64, 3), &[("x", x)], 1);
         }
     }
 }
