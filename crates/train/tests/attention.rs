@@ -99,7 +99,7 @@ fn recovery_brings_a_replaced_head_nearer_to_its_model() {
         let student = replaced(form.clone());
         let found = recover(&student, &teacher(), &samples, &options, &Silent, &mut Silent).unwrap();
         let (before, after) = (found.before.error, found.after.error);
-        assert!(after < 0.8 * before, "{form:?}: {before} to {after}");
+        assert!(after < 0.9 * before, "{form:?}: {before} to {after}");
         assert_eq!(found.trained, 4 * 64 + 2 * 8);
         // What does not belong to the attention stays.
         let head = |g: &Graph| {
