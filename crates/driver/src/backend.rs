@@ -21,6 +21,9 @@ use crate::DriverError;
 /// A back end, or why there is none for a target.
 type Made = Result<Arc<dyn Backend>, String>;
 
+/// By step, what its launches take of a device; `None` where code has no launches.
+type LaunchUses = Option<Result<Vec<Vec<LaunchUse>>, String>>;
+
 /// A back end, and the device that runs its code.
 struct Entry {
     name: &'static str,
@@ -38,7 +41,7 @@ struct Entry {
     /// The least seconds of so many operations on f32 and bytes of memory, by the data sheet of a target that has one.
     least_seconds: fn(&str, u64, u64) -> Option<f64>,
     /// What the launches of each step of code for a target take of a device; see [`launch_uses`].
-    launch_uses: fn(&str, &[u8], Option<&Path>) -> Option<Result<Vec<Vec<LaunchUse>>, String>>,
+    launch_uses: fn(&str, &[u8], Option<&Path>) -> LaunchUses,
     /// Its device of a number; only some back ends have several.
     device: fn(usize) -> Result<Arc<dyn Device>, String>,
 }

@@ -238,6 +238,7 @@ fn site(g: &Graph, n: NodeId, scheme: &'static str) -> Option<Site> {
     Some(Site {
         name: name_of(g, &[n]),
         kind: "attention",
+        only_by_name: false,
         d_in: heads.d,
         d_out: heads.e,
         weights: Vec::new(),

@@ -134,6 +134,7 @@ impl Layer {
         Site {
             name: self.name.clone(),
             kind: self.word(),
+            only_by_name: self.is_lookup(),
             d_in: self.d_in,
             d_out: self.d_out,
             weights: vec![self.weight],

@@ -107,6 +107,8 @@ pub struct Site {
     pub name: String,
     /// What it is, in one word for reports: `linear`, `conv`, `embedding`.
     pub kind: &'static str,
+    /// Whether it is replaced only where a plan names it, and its bytes count for budgets only there.
+    pub only_by_name: bool,
     /// Length of the rows that go in.
     pub d_in: usize,
     /// Length of the rows that come out.

@@ -119,6 +119,7 @@ impl NeuronsScheme {
         (first.d_out == second.d_in).then(|| Site {
             name: format!("{}+{}", first.name, second.name),
             kind: "ffn",
+            only_by_name: false,
             d_in: first.d_in,
             d_out: second.d_out,
             weights: vec![first.weight, second.weight],

@@ -412,7 +412,7 @@ fn smaller<F: Form>(
 /// The settings for a site of a graph, or why it stays as it is.
 type SiteChoice<'a> = &'a dyn Fn(&Site, &dyn Fitted, &Graph) -> Result<Settings, String>;
 
-/// Replaces the sites of a scheme that are asked for, without samples.
+/// Replaces the sites of a scheme that are asked for, or all but those that have to be, without samples.
 fn layers_for_training(
     g: &mut Graph,
     scheme: &dyn Scheme,
@@ -425,7 +425,7 @@ fn layers_for_training(
     check_names(&found.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), modules)?;
     let mut pass = ApplyPlan::default();
     for site in found {
-        if modules.is_some_and(|names| !names.contains(&site.name)) {
+        if modules.map_or(site.only_by_name, |names| !names.contains(&site.name)) {
             continue;
         }
         let decompositions = &Decompositions::default();

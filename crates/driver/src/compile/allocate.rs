@@ -498,6 +498,7 @@ mod tests {
         let site = |name: &str| Site {
             name: name.into(),
             kind: "linear",
+            only_by_name: false,
             d_in: 5,
             d_out: 5,
             weights: vec![],

@@ -227,7 +227,7 @@ impl<'a> Job<'a> {
             let message = "an error limit is checked by running the model: samples are needed (`--data`)";
             return Err(DriverError::Options(message.into()));
         }
-        let sites = sites(g);
+        let mut sites = sites(g);
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = sites.iter().map(|s| s.name.as_str()).collect();
             let calibration = match options.recalibrate {
@@ -236,6 +236,9 @@ impl<'a> Job<'a> {
             };
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
+        let named =
+            |site: &Site| options.plan.as_ref().is_some_and(|plan| plan.sites.contains_key(&site.name));
+        sites.retain(|site| !site.only_by_name || named(site));
         let storage = storage(g, &sites, options)?;
         let mask = Mask::find(g, &options.errors.mask)?;
         samples.iter().try_for_each(|samples| mask.check(samples.arrays()))?;

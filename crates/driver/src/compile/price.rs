@@ -14,7 +14,7 @@ use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
 use margay_loops::{Backend, Constant, Program};
 use margay_passes::StoreConstants;
-use margay_passes::sketch::{ApplyError, Site, form, lookups};
+use margay_passes::sketch::{ApplyError, Site, form};
 use margay_plan::Price;
 use margay_tensor::{Binding, Map, Tensor};
 
@@ -24,7 +24,8 @@ use crate::{DriverError, Dump, build};
 
 /// What everything costs. Bytes are what is stored: in the layouts that kernels read, with scales and padding.
 pub(crate) struct Prices {
-    /// The model as it is; bytes are those of the weights of its products, convolutions and lookups.
+    /// The model as it is; bytes are those of the weights of its products and convolutions, and of lookups
+    /// that the plan names.
     pub(crate) before: Price,
     /// The same with its constants stored as those of the result.
     pub(crate) stored: Price,
@@ -113,18 +114,19 @@ fn repeated(job: &Job<'_>, dense: &[Price]) -> i64 {
     more
 }
 
-/// What a model without sketches costs; bytes are those of the weights of its products, convolutions and lookups.
+/// What a model without sketches costs; bytes are those of the weights of its products and convolutions, and of lookups
+/// that the plan names.
 pub(crate) fn of_whole(job: &Job<'_>, g: &Graph) -> Result<Price, DriverError> {
     let pricing = Pricing::of(job);
     let program = pricing.lowered(g, false)?;
     Ok(pricing.of_program(&program, others(job, &program)))
 }
 
-/// Bytes of the constants that are no weights of products and convolutions, and no tables of lookups that are sites.
+/// Bytes of the constants that are no weights of products and convolutions, and no tables of lookups that the plan names.
 fn others(job: &Job<'_>, program: &Program) -> u64 {
-    let g = job.graph();
+    let weights = job.sites.iter().filter(|site| site.only_by_name).flat_map(|site| &site.weights);
     let tables: BTreeSet<String> =
-        lookups(g).iter().map(|table| table.payload(g).key().to_string()).collect();
+        weights.filter_map(|w| job.graph().constant(*w)).map(|table| table.key().to_string()).collect();
     let is_table = |c: &&Constant| c.packed.is_none() && c.names.iter().any(|name| tables.contains(name));
     let tables: u64 = program.constants.iter().filter(is_table).map(|table| table.bytes() as u64).sum();
     program.constant_bytes() - program.packed_bytes() - tables
