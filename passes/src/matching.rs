@@ -125,5 +125,6 @@ fn positions(g: &Graph, v: Value, axis: usize) -> Option<(Dim, Dim)> {
     let numbers = Numbers::of(g.constant(v)?.tensor()).ok()?.floats();
     let first = *numbers.first()?;
     let consecutive = numbers.iter().enumerate().all(|(i, x)| *x == first + i as f64);
-    (consecutive && first.abs() < f64::from(u32::MAX)).then(|| (Dim::from(first as i64), count))
+    (consecutive && first.fract() == 0.0 && first.abs() < f64::from(u32::MAX))
+        .then(|| (Dim::from(first as i64), count))
 }

@@ -56,6 +56,9 @@ const SIGN_PANEL: usize = 32;
 /// Rows for which random signs are made once, at most.
 const SIGN_ROWS: usize = 140;
 
+/// Keys that causal attention sums up at once.
+const FEATURE_SPAN: usize = 256;
+
 /// Bytes of an element.
 const F32: u64 = 4;
 
@@ -353,11 +356,12 @@ impl CostModel {
         }
     }
 
-    /// As attention of features that are there, and products and functions of them. Of causal attention in spans, those of keys are
-    /// made twice. What is between the products stays in the cache.
+    /// As attention of features that are there, and products and functions of them. Of causal attention of several spans, those of
+    /// keys are made twice. Directions are read, and written in panels; what is between the products stays in the cache.
     fn feature_attention(&self, call: &FeatureAttention) -> Load {
         let heads = product(&[call.batch, call.heads]);
-        let keys = if call.causal { call.kv_len.saturating_mul(2) } else { call.kv_len };
+        let twice = call.causal && call.kv_len > FEATURE_SPAN;
+        let keys = if twice { call.kv_len.saturating_mul(2) } else { call.kv_len };
         let made = product(&[call.q_len.saturating_add(keys), call.features]).saturating_mul(heads);
         let inner = self.linear_attention(&LinearAttention {
             dtype: call.dtype,
@@ -383,12 +387,13 @@ impl CostModel {
         let products = made.saturating_mul(product(&[2, call.dim]));
         let rows = heads.saturating_mul(call.q_len.saturating_add(call.kv_len) as u64);
         let widths = product(&[call.dim.saturating_add(call.v_dim)]);
+        let directions = product(&[2, 2, call.heads, call.dim, call.features]);
         Load {
             arithmetic: inner.arithmetic
                 + seconds(products, self.gflops.attention)
                 + seconds(made, functions),
             constant_bytes: 0,
-            computed_bytes: rows.saturating_mul(widths).saturating_mul(F32),
+            computed_bytes: rows.saturating_mul(widths).saturating_add(directions).saturating_mul(F32),
         }
     }
 

@@ -131,7 +131,10 @@ impl Gram {
                 let fits = rows.checked_mul(dim) == Some(sums.len()) && signs.len() == rows;
                 (Store::Sketched { sums: Arc::new(sums), signs }, fits)
             }
-            4 => (Store::Ones, sum.iter().sum::<f64>() == count as f64),
+            4 => {
+                let counts = sum.iter().all(|n| *n >= 0.0 && n.fract() == 0.0);
+                (Store::Ones, counts && sum.iter().sum::<f64>() == count as f64)
+            }
             _ => return None,
         };
         if !fits || sum.len() != dim {

@@ -79,7 +79,12 @@ impl Redraw {
             let payload = drawn.iter().find(|payload| payload.key().to_string() == key)?;
             Some((name.clone(), payload.tensor().clone()))
         };
-        Ok(directions(forward).into_iter().filter_map(of).collect())
+        let found: Option<Tensors> = directions(forward).into_iter().map(of).collect();
+        found.ok_or_else(|| {
+            TrainError::Options(
+                "the model has directions of random features that these options do not draw".into(),
+            )
+        })
     }
 }
 

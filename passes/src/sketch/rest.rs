@@ -147,7 +147,7 @@ impl Rest<'_> {
             }
             let sums = Cumulate { axis: 2, product: false, exclusive: true, reverse };
             let sums = nodes.add(sums, &[moments])?;
-            // Those of a neighbour have not met the block itself.
+            // Sums up to a neighbour leave out the neighbour and the block itself.
             let (count, skip) = (&self.blocks.count, &Dim::from(skipped));
             let shifted = match reverse {
                 false => {
@@ -174,7 +174,7 @@ impl Rest<'_> {
         })?;
         let Rest { scale, seed, stream, .. } = self;
         let name = format!(
-            "favor.directions(orthogonal, softmax, scale = {scale}, seed = {seed}, stream = {stream})"
+            "favor.directions(orthogonal, softmax, features = {m}, scale = {scale}, seed = {seed}, stream = {stream})"
         );
         let origin = nodes.origin(Part::Random);
         nodes.work.constant(&name, &[d, m], contents, origin)

@@ -376,8 +376,8 @@ pub fn scheme_for_training(
         let mut after = g.clone();
         let patch = form(fitted, g, site, &settings).map_err(|error| error.to_string())?;
         after.apply(patch).map_err(|error| error.to_string())?;
-        RemoveDead.run(&mut after, &mut Cx::default()).map_err(|error| error.to_string())?;
-        let (before, now) = (site.bytes(g), stored_bytes(&after) + site.bytes(g) - stored_bytes(g));
+        let before = site.bytes(g);
+        let now = (stored_bytes(after)? + before).saturating_sub(stored_bytes(g.clone())?);
         if !site.weights.is_empty() && now >= before {
             return Err(format!("{now} bytes would not be fewer than {before}"));
         }
@@ -387,9 +387,10 @@ pub fn scheme_for_training(
     layers_for_training(g, scheme, (*seed, modules.as_deref()), &choice, cx)
 }
 
-/// Bytes of the constants of a graph without dead nodes.
-fn stored_bytes(g: &Graph) -> u64 {
-    g.payloads().iter().map(|payload| payload.tensor().bytes().len() as u64).sum()
+/// Bytes of the constants of a graph that are not dead.
+fn stored_bytes(mut g: Graph) -> Result<u64, String> {
+    RemoveDead.run(&mut g, &mut Cx::default()).map_err(|error| error.to_string())?;
+    Ok(g.payloads().iter().map(|payload| payload.tensor().bytes().len() as u64).sum())
 }
 
 /// Settings of a form as a plan says them, unless the factors would not take fewer numbers than the weight.

@@ -36,6 +36,9 @@ pub(super) fn covering(places: usize, count: usize) -> Vec<usize> {
     extents
 }
 
+/// So many places for each row of a table, at most: the digits of few rows have room for many more.
+const MOST_PLACES: usize = 64;
+
 impl TrainOfRows {
     /// By digit, from the first, what one of it counts.
     fn weights(s: &TtSettings) -> Vec<usize> {
@@ -54,8 +57,15 @@ impl Form for TrainOfRows {
 
     fn stored(&self, s: &TtSettings) -> Result<Vec<Stored>, String> {
         let places = s.inputs.iter().try_fold(1usize, |p, e| p.checked_mul(*e));
-        if places.is_none_or(|places| places < self.rows) {
+        if places.is_some_and(|places| places < self.rows) {
             return Err(format!("the product of inputs {:?} is less than {} rows", s.inputs, self.rows));
+        }
+        let most = self.rows.saturating_mul(MOST_PLACES);
+        if places.is_none_or(|places| places > most) {
+            return Err(format!(
+                "the product of inputs {:?} is more than {MOST_PLACES} times {} rows",
+                s.inputs, self.rows
+            ));
         }
         s.check(self.rows * self.columns, ("outputs", &s.outputs, self.columns))?;
         let shape = |c: Core| vec![c.inputs, c.before * c.outputs * c.after];

@@ -2,7 +2,7 @@
 //!
 //! A draw is one block of a stream: its first two words are a position of 64 bits, the lowest bit of the third a sign.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::Philox;
@@ -22,12 +22,20 @@ impl Philox {
     /// CACM 1987).
     pub fn draw_set(&self, column: usize, rows: usize, entries: &mut [(usize, f64)]) {
         let count = entries.len();
+        // Few are compared one by one.
+        let mut many = (count > 64).then(|| HashSet::with_capacity(count));
         for k in 0..count {
             let last = rows - count + k;
             let (bits, sign) = self.draw((column * count + k) as u64);
             let row = below(bits, last + 1);
-            let taken = entries[..k].iter().any(|(other, _)| *other == row);
+            let taken = match &many {
+                Some(taken) => taken.contains(&row),
+                None => entries[..k].iter().any(|(other, _)| *other == row),
+            };
             entries[k] = (if taken { last } else { row }, sign);
+            if let Some(taken) = &mut many {
+                taken.insert(entries[k].0);
+            }
         }
     }
 

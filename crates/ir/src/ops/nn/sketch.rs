@@ -115,7 +115,8 @@ impl Sketch {
             SketchLaw::Sjlt(nonzeros) if nonzeros == 0 || nonzeros > rows => {
                 return wrong(format!("{nonzeros} entries in a column of {rows} rows, expected 1 to {rows}"));
             }
-            SketchLaw::Sjlt(nonzeros) => nonzeros.checked_mul(columns),
+            // Lists of as many positions as the longest, one for each element of the result.
+            SketchLaw::Sjlt(nonzeros) => nonzeros.checked_mul(columns.max(rows)),
             SketchLaw::Srht => {
                 let most = columns.checked_next_power_of_two();
                 if most.is_some_and(|most| rows > most) {
