@@ -1,11 +1,12 @@
-//! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes, or on three, where heads
-//! are a part of the batch, as torch writes its layer `MultiheadAttention` when it is asked for probabilities.
+//! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes, or on
+//! three, where heads are a part of the batch, as torch writes its layer `MultiheadAttention` when it is asked
+//! for probabilities.
 //!
-//! A constant that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
-//! attention causal: an addend of 0 where a key is seen, or a choice of the score there, for which positions that are compared
-//! are as good, and elsewhere -∞ or, without
-//! another mask, a number of at most -10⁹. The exponential of what is hidden is then 0 in f32, provided that no score is
-//! 10⁹ below another; a NaN or +∞ that is hidden no longer spoils its row.
+//! A mask that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
+//! attention causal. It is a constant addend of 0 where a key is seen, or a choice of the score there, by a constant
+//! or by comparing positions. What is hidden is -∞ or, without another mask, a number of at most -10⁹. The
+//! exponential of what is hidden is then 0 in f32, provided that no score is 10⁹ below another; a NaN or +∞ that is
+//! hidden no longer spoils its row.
 //!
 //! Where another mask may hide all keys that a query sees, finite numbers that hide are equal to those of the other mask,
 //! and the row is the mean over all keys. Such masks are joined and added: an addend as it is, a choice as the number in

@@ -194,4 +194,9 @@ fn files_have_sketches_and_others_read_them() {
     assert!(refused(&[("law", text("sjlt")), ("rows", Attribute::Int(2))]).contains("`nonzeros`"));
     let many = [("law", text("sjlt")), ("rows", Attribute::Int(2)), ("nonzeros", Attribute::Int(3))];
     assert!(refused(&many).contains("3 entries in a column of 2 rows, expected 1 to 2"));
+    let long = [("law", text("gaussian")), ("rows", Attribute::Int(1 << 60))];
+    assert!(refused(&long).contains("over the limit of"));
+    let lists =
+        [("law", text("sjlt")), ("rows", Attribute::Int(1 << 25)), ("nonzeros", Attribute::Int(1 << 20))];
+    assert!(refused(&lists).contains("over the limit of"));
 }

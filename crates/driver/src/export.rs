@@ -5,7 +5,7 @@ use std::path::Path;
 
 use margay_ir::Graph;
 use margay_onnx::{ExportOptions, External};
-use margay_plan::Plan;
+use margay_plan::{Plan, percent};
 
 use crate::{DriverError, ErrorBound, MetricReport, Report};
 
@@ -70,6 +70,6 @@ fn notes(plan: &Plan, report: &Report) -> BTreeMap<String, String> {
 
 /// `90%: 0.0996, 95%: 0.103`.
 fn levels(bounds: &[ErrorBound]) -> String {
-    let one = |bound: &ErrorBound| format!("{}%: {}", bound.level * 100.0, bound.relative_l2);
+    let one = |bound: &ErrorBound| format!("{}%: {}", percent(bound.level), bound.relative_l2);
     bounds.iter().map(one).collect::<Vec<_>>().join(", ")
 }

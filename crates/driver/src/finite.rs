@@ -12,7 +12,7 @@ use margay_tensor::{DType, Tensor};
 
 /// Where an array is not a finite number, if it is so anywhere: `` `x` is NaN in row 6, at [6, 3] ``. Arrays of zeros and
 /// -∞ alone are masks that are added, and as they should be.
-pub fn not_finite(name: &str, t: &Tensor) -> Option<String> {
+fn not_finite(name: &str, t: &Tensor) -> Option<String> {
     if !t.dtype().is_float() {
         return None;
     }
@@ -38,14 +38,14 @@ fn told(name: &str, t: &Tensor, at: usize, value: f64) -> String {
     format!("`{name}` is {value}{row}")
 }
 
-/// From about here on the square of a number is beyond f32, in which models compute and sums are made.
-const LARGEST: f64 = 1e18;
-
-/// Where a number of an array is so large that its square is beyond f32, if one is. Arrays of zeros and one such number below
-/// zero are masks that are added.
+/// Where a number of an array is so large that its square is beyond f32, in which models compute, if one is. Arrays of zeros
+/// and one such number below zero are masks that are added.
 fn too_large(name: &str, t: &Tensor) -> Option<String> {
-    let number = floats(t)?;
-    let at = (0..t.len()).find(|at| number(*at).abs() > LARGEST)?;
+    if t.dtype() == DType::F64 {
+        return None;
+    }
+    let (number, largest) = (floats(t)?, f64::from(f32::MAX.sqrt()));
+    let at = (0..t.len()).find(|at| number(*at).abs() > largest)?;
     let value = number(at);
     let is_mask = value < 0.0 && (0..t.len()).map(&number).all(|v| v == 0.0 || v == value);
     (!is_mask).then(|| format!("{}, and f32 does not hold its square", told(name, t, at, value)))
@@ -101,10 +101,15 @@ fn first_not_finite(t: &Tensor) -> Option<(usize, f64)> {
     (!is_mask).then(|| (at, numbers[at]))
 }
 
-/// The same where it may reach an output of a graph, and where a number is so large that what a model computes of it is not
-/// finite.
+/// Where an array has a number of which a model may compute what is not finite: one that is not finite itself, or whose square
+/// is beyond f32.
+pub fn not_computable(name: &str, t: &Tensor) -> Option<String> {
+    not_finite(name, t).or_else(|| too_large(name, t))
+}
+
+/// The same where it may reach an output of a graph.
 pub fn spreading(g: &Graph, name: &str, t: &Tensor) -> Option<String> {
-    not_finite(name, t).or_else(|| too_large(name, t)).filter(|_| reaches_outputs(g, name))
+    not_computable(name, t).filter(|_| reaches_outputs(g, name))
 }
 
 /// Whether what is not finite in an input may reach an output. It ends at comparisons, whose results are no floating point
@@ -155,6 +160,9 @@ mod tests {
         assert_eq!(of(&[0.0, 1.0, 2.0, 3.0, 1e17, 5.0]), None);
         assert_eq!(of(&[0.0, 0.0, f32::MIN, 0.0, f32::MIN, 0.0]), None, "a mask that is added");
         assert!(of(&[0.0, 0.0, f32::MIN, 0.0, f32::MAX, 0.0]).is_some());
+        assert_eq!(of(&[0.0, 0.0, 0.0, 0.0, 1.8e19, -1.8e19]), None);
+        let wide = Tensor::from_slice(&[1, 2], &[0.0f64, 1e30]).unwrap();
+        assert_eq!(too_large("x", &wide), None, "models compute in f64 with it");
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub use error::{DriverError, Kind};
 pub use errors::{ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, output_error};
 pub use expected::Expected;
 pub use export::export_graph;
-pub use finite::{not_finite, spreading};
+pub use finite::{not_computable, spreading};
 pub use interruption::Interruption;
 pub use margay_plan::{Budgets, Goal, Resource};
 pub use mask::{MASK_NAMES, Marks, Mask, MaskChoice};

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use margay_artifact::{Artifact, EntryParts};
 use margay_driver::{
-    Arrays, Dump, Expected, Samples, is_artifact, missing_inputs, not_finite, open_with, several, spreading,
+    Arrays, Dump, Expected, Samples, is_artifact, missing_inputs, not_computable, open_with, several,
+    spreading,
 };
 use margay_ir::ops::Numbers;
 use margay_loops::Open;
@@ -238,10 +239,10 @@ pub fn check_samples(model: &Path, samples: &Samples) -> Result<(), Error> {
     all_spreading(model, &inputs).into_iter().next().map_or(Ok(()), |why| Err(Error::Samples(why)))
 }
 
-/// Where arrays are not finite and may make outputs so, in words. The model is read only if there are such arrays; one that
+/// Where arrays are not finite or too large, and may make outputs that are not finite, in words. The model is read only if there are such arrays; one that
 /// holds no graph may make outputs of anything.
 fn all_spreading(model: &Path, arrays: &[&(String, Tensor)]) -> Vec<String> {
-    let all: Vec<String> = arrays.iter().filter_map(|(name, t)| not_finite(name, t)).collect();
+    let all: Vec<String> = arrays.iter().filter_map(|(name, t)| not_computable(name, t)).collect();
     if all.is_empty() {
         return all;
     }

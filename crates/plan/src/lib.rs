@@ -27,5 +27,5 @@ pub use allocate::{Allocation, Budgets, Goal, least_cost, least_error, uniform};
 pub use candidate::{Candidate, Curve, Price, Resource};
 pub use error::{AllocateError, ChoiceProblem, Mismatch, PlanError};
 pub use plan::{Choice, Header, Plan, Settings};
-pub use quantity::{Budget, ErrorLimit, Operations};
+pub use quantity::{Budget, ErrorLimit, Operations, percent};
 pub use within::least_error_within;

@@ -27,6 +27,11 @@ pub struct ErrorLimit {
     pub level: Option<f64>,
 }
 
+/// A share in percent, for texts: of 0.55, which binary fractions hold only nearly, 55.
+pub fn percent(share: f64) -> f64 {
+    (share * 1e8).round() / 1e6
+}
+
 impl From<f64> for ErrorLimit {
     fn from(most: f64) -> ErrorLimit {
         ErrorLimit { most, level: None }
@@ -37,7 +42,7 @@ impl fmt::Display for ErrorLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.level {
             None => write!(f, "{}", self.most),
-            Some(level) => write!(f, "{} for {}% of the samples", self.most, level * 100.0),
+            Some(level) => write!(f, "{} for {}% of the samples", self.most, percent(level)),
         }
     }
 }

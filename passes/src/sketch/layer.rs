@@ -11,8 +11,8 @@ use super::kernels::{Kernel, add_pointwise};
 use super::{Replacement, RowKind, Rows, Site, Windows, name_of, unique};
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
-/// \[out, in, taps…\] over one or two spatial axes, seen as a matrix \[in·taps, out\] whose columns may belong to groups, or lookups of rows of one constant table: products of rows
-/// that have a single one each.
+/// \[out, in, taps…\] over spatial axes, seen as a matrix \[in·taps, out\] whose columns may belong to
+/// groups, or lookups of rows of one constant table: products of rows that have a single one each.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Layer {
     /// The name in the model of the first node; unique among layers.

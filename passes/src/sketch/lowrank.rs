@@ -83,6 +83,7 @@ impl Scheme for LowRankScheme {
             name: "lowrank",
             only_by_name: None,
             is_storage: false,
+            // Of a product and of a lookup.
             examples: &["rank = 8", "rank = 8"],
             check: RankSettings::check,
         }

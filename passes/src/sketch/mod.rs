@@ -10,16 +10,18 @@
 //! nodes carry the site's name with a [`Part`](margay_ir::Part).
 //!
 //! - `layer`: one weight of a product, a convolution or a lookup, which most schemes take.
-//! - `kernels`: convolutions that are no layers, which schemes take that do not see kernels as one matrix.
+//! - `kernels`: convolutions that schemes of kernels take, which do not see a kernel as one matrix.
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
 //! - `forms`: forms of several factors, of which a scheme says how they are made and applied.
 //! - `algebra`: those of them that are structures of the algebra of `margay-randnla`, and the nodes that apply these.
 //! - `heads`: what schemes of attention share.
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
-//! - `features`: random features of attention; `relative`: relative positions inside of them; `rest`: features of what windows do
-//!   not read.
-//! - `factors`: what a scheme has put into a graph, for those who train it, with `projections` around replaced attention; `ranks`: pairs of factors whose rank changes then.
+//! - `features`: random features of attention; `relative`: relative positions inside of them; `rest`: features of
+//!   what windows do not read.
+//! - `tt_rows`: tensor trains of tables, whose rows are looked up.
+//! - `factors`: what a scheme has put into a graph, for those who train it, with `projections` around replaced
+//!   attention; `ranks`: pairs of factors whose rank changes then.
 //! - `training`: what is put in place of layers before a model is trained.
 
 mod algebra;

@@ -70,17 +70,21 @@ impl Moments {
         Whitening::from_gram(&self.gram, self.centring, &self.conditioning)
     }
 
-    /// Those of some of the numbers of each row.
+    /// Those of `count` equal parts of each row.
     ///
     /// # Errors
     /// [`RandnlaError::EmptySample`].
-    pub(super) fn part(&self, at: Range<usize>) -> Result<Moments, RandnlaError> {
-        let (count, mean, moment) = (self.gram.count(), self.gram.mean()?, self.gram.second_moment()?);
-        let sum: Vec<f64> = at.clone().map(|i| mean[i] * count as f64).collect();
-        let outer =
-            Matrix::from_fn(at.len(), at.len(), |i, j| moment.at(at.start + i, at.start + j) * count as f64);
-        let gram = Gram::from_sums(count, &sum, &outer)?;
-        Ok(Moments { gram, identity: format!("{}[{at:?}]", self.identity), ..*self })
+    fn parts(&self, count: usize) -> Result<Vec<Moments>, RandnlaError> {
+        let (rows, mean, moment) = (self.gram.count(), self.gram.mean()?, self.gram.second_moment()?);
+        let each = mean.len() / count;
+        let part = |at: Range<usize>| {
+            let sum: Vec<f64> = at.clone().map(|i| mean[i] * rows as f64).collect();
+            let outer =
+                Matrix::from_fn(each, each, |i, j| moment.at(at.start + i, at.start + j) * rows as f64);
+            let gram = Gram::from_sums(rows, &sum, &outer)?;
+            Ok(Moments { gram, identity: format!("{}[{at:?}]", self.identity), ..*self })
+        };
+        (0..count).map(|k| part(k * each..(k + 1) * each)).collect()
     }
 
     /// Whether second moments are taken about the mean, which a bias then keeps.
@@ -122,19 +126,19 @@ impl Seen {
     /// By group of a layer, what was seen of it.
     ///
     /// # Errors
-    /// Of [`Moments::part`].
+    /// [`RandnlaError::EmptySample`].
     pub(super) fn of_groups(context: &Context<'_>, layer: &Layer) -> Result<Vec<Seen>, RandnlaError> {
-        let (groups, outputs) = (layer.groups(), layer.outputs());
+        let groups = layer.groups();
         if groups == 1 {
             return Ok(vec![Seen::of(context)]);
         }
+        let metrics = context.metric.map(|metric| metric.parts(groups)).transpose()?;
+        let mut metrics = metrics.into_iter().flatten().map(Arc::new);
         let of = |group: usize| {
-            let at = group * outputs..(group + 1) * outputs;
-            let metric = context.metric.map(|metric| metric.part(at).map(Arc::new)).transpose()?;
             let inputs = context.moments.map(|m| m[group].clone());
-            Ok(Seen { inputs, metric, roots: Default::default() })
+            Seen { inputs, metric: metrics.next(), roots: Default::default() }
         };
-        (0..groups).map(of).collect()
+        Ok((0..groups).map(of).collect())
     }
 
     /// Whether the mean output is kept by a correction of the bias.

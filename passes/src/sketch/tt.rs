@@ -26,8 +26,9 @@
 //! }
 //! ```
 //!
-//! Cores are those of TT-SVD (Oseledets, *Tensor-train decomposition*, 2011), whose squared error is at most `d - 1` times the
-//! least one of these ranks; what calibration saw does not change them, the error and the bias follow it. Deliberately absent: convolutions of more than one tap.
+//! Cores are those of TT-SVD (Oseledets, *Tensor-train decomposition*, 2011), whose squared error is at most `d - 1`
+//! times the least one of these ranks; what calibration saw does not change them, the error and the bias follow it.
+//! Deliberately absent: convolutions of more than one tap.
 //!
 //! Lookups of rows of a table take a train whose cores are looked up by the digits of a place (see `tt_rows`).
 //!

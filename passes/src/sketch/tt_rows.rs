@@ -1,8 +1,9 @@
 //! The rows of a table as those of a tensor train (Hrinchuk and others, *Tensorized Embedding Layers*, arXiv 1901.10787).
 //!
-//! A place is written in digits of the extents of `inputs`, the first of which counts most, and a row is a product of one matrix
-//! `[r_{k-1}, n_k r_k]` of each core, chosen by a digit: core `k` is stored as `[m_k, r_{k-1} n_k r_k]`, so that a digit looks up a
-//! row of it. The extents may have more places in all than the table has rows; those beyond are zeros. The table is never made.
+//! A row's index is written in digits of the extents of `inputs`, the most significant first, and a row is a product
+//! of one matrix `[r_{k-1}, n_k r_k]` of each core, chosen by a digit: core `k` is stored as `[m_k, r_{k-1} n_k r_k]`,
+//! so that a digit looks up a row of it. The product of the extents may exceed the rows of the table; rows beyond are
+//! zeros. The table is never made.
 
 use margay_ir::ops::{Add, Const, Div, Gather, Less, MatMul, Mul, Reshape, Select, Sub};
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
@@ -20,7 +21,7 @@ pub(super) struct TrainOfRows {
     columns: usize,
 }
 
-/// So many extents with at least so many places in all, none greater than they need to be by more than one.
+/// `count` extents whose product is at least `places`, in ascending order and as equal as they can be.
 pub(super) fn covering(places: usize, count: usize) -> Vec<usize> {
     let mut left = places.max(1);
     let mut extents: Vec<usize> = (1..=count)

@@ -164,10 +164,13 @@ fn storage_for(
     dump: &mut Dump,
 ) -> Result<StoreConstants, DriverError> {
     let mut storage = job.storage.clone();
-    let Some(split) = split.filter(|_| !storage.to_measure(g).is_empty()) else { return Ok(storage) };
+    let Some(split) = split.filter(|_| storage != StoreConstants::default()) else { return Ok(storage) };
     // What is measured are the constants as they will be stored.
     build::joined(g, &storage, dump)?;
     let wanted = storage.to_measure(g);
+    if wanted.is_empty() {
+        return Ok(storage);
+    }
     let requests: Vec<&[Rows]> = wanted.iter().map(|(_, rows)| rows.as_slice()).collect();
     // What is kept there is of the model, and not of this graph.
     let measuring = Measuring { cache: None, ..job.measuring() };

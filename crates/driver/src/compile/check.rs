@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use margay_ir::Graph;
 use margay_loops::{Backend, Precision};
-use margay_plan::{ErrorLimit, Goal};
+use margay_plan::{ErrorLimit, Goal, percent};
 
 use super::Job;
 use super::calibrate::BATCH;
@@ -137,7 +137,7 @@ impl Judged {
     /// The same if it may be reported.
     ///
     /// # Errors
-    /// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded by rounding alone.
+    /// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded.
     pub(crate) fn checked(mut self, job: &Job<'_>) -> Result<Judged, DriverError> {
         let options = job.options;
         let found = limited(job, &self.error)?;
@@ -151,13 +151,14 @@ impl Judged {
             return Err(DriverError::Measure(message.into()));
         }
         if let Some(Goal::Error(limit)) = options.searched()
-            && options.precision != Precision::F32
             && found > limit.most
         {
-            let (name, most) = (options.precision.name(), limit.most);
-            let message =
-                format!("in {name} the relative error is {found:.2e} without any sketch, above {most:.2e}");
-            return Err(DriverError::Measure(message));
+            let most = limit.most;
+            let what = match options.precision {
+                Precision::F32 => "the relative error is".to_owned(),
+                other => format!("in {}, without any sketch, the relative error is", other.name()),
+            };
+            return Err(DriverError::Measure(format!("{what} {found:.2e}, above {most:.2e}")));
         }
         Ok(self)
     }
@@ -205,7 +206,7 @@ fn level_of(job: &Job<'_>) -> Option<f64> {
 fn limited(job: &Job<'_>, error: &ErrorMeasure) -> Result<f64, DriverError> {
     let Some(level) = level_of(job) else { return Ok(error.relative_l2) };
     error.bound(level).ok_or_else(|| {
-        let (percent, samples) = (level * 100.0, error.samples);
+        let (percent, samples) = (percent(level), error.samples);
         DriverError::Samples(format!(
             "an error limit for {percent}% of the samples: expected at least {} held out, each with outputs of its own, \
              found {samples}",

@@ -6,9 +6,9 @@
 //! ends, so that a larger limit never gives a slower model. Where all of these exceed the limit, sites are tried one by one.
 //!
 //! What is chosen is refitted, which may leave much less of the error; to refit all that is tried would take several times as
-//! long. So the one found is refitted, and where that leaves room, the search is repeated for the limit divided by the share
-//! of the error that was left, until the limit is used up or nothing faster is within it. That a larger limit gives no slower
-//! model is then so as long as a refit leaves no larger share of the error of a faster choice.
+//! long. So the one found is refitted, and the search is repeated for the limit divided by the share of the error that was
+//! left, until nothing faster is found. That a larger limit gives no slower model is then so as long as a refit leaves no
+//! larger share of the error of a faster choice.
 
 use margay_plan::{
     AllocateError, Allocation, Curve, Price, Resource, least_cost, least_error, least_error_within,
@@ -29,8 +29,8 @@ const SINGLE_SITES: usize = 8;
 /// Searches for what is within the limit once it is refitted, at most.
 const ROUNDS: usize = 4;
 
-/// The share of the limit from which on it counts as used up.
-const USED: f64 = 0.95;
+/// A refit counts as leaving no less than this share of an error, lest one that leaves nothing makes all limits alike.
+const LEAST_SHARE: f64 = 0.125;
 
 /// Where nothing is within the limit, the choice of least error is refitted if it errs by no more than this many limits.
 const NEAR: f64 = 2.0;
@@ -76,15 +76,15 @@ pub(crate) fn meet_error(
     measures: Measures<'_>,
 ) -> Result<Met, DriverError> {
     let mut search = Search { candidates, besides, measure: measures.fitted, known: Vec::new() };
-    let mut found = search.fastest(limit)?;
+    let found = search.fastest(limit)?;
     let mut closest = search.closest().map(|(_, error)| error);
+    let mut faster = None;
     if let Some(refitted) = measures.refitted {
         let mut room = Room { limit, refitted, best: None, closest };
-        if let Some(better) = room.used_up(&mut search, found.as_ref())? {
-            found = Some((better, limit));
-        }
+        faster = room.used_up(&mut search, found.as_ref())?;
         closest = room.closest;
     }
+    let found = faster.or(found.map(|(choice, _)| choice));
     let fits = besides.iter().all(|(r, limit)| candidates.dense.of(*r) <= *limit);
     if found.is_none() && !fits {
         let found =
@@ -93,7 +93,7 @@ pub(crate) fn meet_error(
             "no choice within the budgets errs by at most {limit}{found}"
         )));
     }
-    let allocation = found.map_or_else(|| Allocation::dense(candidates.dense), |(choice, _)| choice);
+    let allocation = found.unwrap_or_else(|| Allocation::dense(candidates.dense));
     Ok(Met { allocation, closest })
 }
 
@@ -125,9 +125,8 @@ impl Room<'_> {
                 self.best = Some(choice.clone());
             }
             // What is within the limit as it is, and beyond it when it is refitted, says nothing of others.
-            let used = after > USED * self.limit && after <= self.limit;
-            let share = after / before;
-            if used || share.is_nan() || self.best.is_none() {
+            let share = (after / before).max(LEAST_SHARE);
+            if before == 0.0 || self.best.is_none() {
                 break;
             }
             tried.push(choice);
@@ -320,6 +319,21 @@ mod tests {
                 before = met.allocation.price.seconds;
             }
             assert_eq!(before, least_cost(&m.curves, m.dense, Resource::Seconds, 1e9).unwrap().price.seconds);
+        }
+    }
+
+    #[test]
+    fn a_larger_limit_never_gives_a_slower_model_that_is_refitted() {
+        for (sites, share) in [(3, 0.97), (3, 0.9), (8, 0.97), (8, 0.9), (8, 0.5), (8, 0.0)] {
+            let (m, mut before) = (model(sites), f64::INFINITY);
+            let (fitted, refitted) = (|c: &Allocation| Ok(uneven(c)), |c: &Allocation| Ok(share * uneven(c)));
+            for limit in (1..400).map(|i| 0.002 * f64::from(i)) {
+                let measures = Measures { fitted: &fitted, refitted: Some(&refitted) };
+                let chosen = meet_error(&m, limit, &[], measures).unwrap().allocation;
+                assert!(chosen.choices.is_empty() || refitted(&chosen).unwrap() <= limit);
+                assert!(chosen.price.seconds <= before, "{sites} sites, share {share}, limit {limit}");
+                before = chosen.price.seconds;
+            }
         }
     }
 

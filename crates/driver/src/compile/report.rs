@@ -2,7 +2,9 @@
 
 use margay_ir::Remark;
 use margay_passes::sketch::Site;
-use margay_plan::{Allocation, Budget, Budgets, Candidate, Choice, Curve, Goal, Header, Plan, Price, plan};
+use margay_plan::{
+    Allocation, Budget, Budgets, Candidate, Choice, Curve, Goal, Header, Plan, Price, percent, plan,
+};
 
 use super::Job;
 use super::allocate::Chosen;
@@ -209,9 +211,9 @@ fn one_goal(goal: &Goal) -> String {
         Goal::Dense => "dense".into(),
         Goal::Error(e) => format!("relative error of the outputs at most {e}"),
         Goal::Drop(most) => format!("the metric at most {most} below that of the dense model"),
-        Goal::Bytes(Budget::Fraction(f)) => format!("{}% of the bytes of the weights", f * 100.0),
+        Goal::Bytes(Budget::Fraction(f)) => format!("{}% of the bytes of the weights", percent(*f)),
         Goal::Bytes(Budget::Absolute(n)) => format!("{n} bytes of weights"),
-        Goal::Flops(Budget::Fraction(f)) => format!("{}% of the operations", f * 100.0),
+        Goal::Flops(Budget::Fraction(f)) => format!("{}% of the operations", percent(*f)),
         Goal::Flops(Budget::Absolute(n)) => format!("{n} operations"),
         Goal::Seconds(s) => format!("{} ms predicted", s * 1e3),
     }
