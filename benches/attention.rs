@@ -1,8 +1,8 @@
 //! `margay-attention [--model MODEL.onnx --samples SAMPLES.npz] [--document FILE.md] [--lengths N,N,…]`: times of exact attention and
 //! of the schemes in its place, and the errors of these on the heads of a model.
 //!
-//! Times are medians of interleaved runs on one thread, of one head of 64 numbers; beside each is the relative error on
-//! operands that are normal random numbers. Heads are those of a model of token ids with the input `attention_mask`, on its
+//! Times are medians of interleaved runs on one thread, of one head of 64 numbers; beside each is the memory of its
+//! session, and the relative error on operands that are normal random numbers. Heads are those of a model of token ids with the input `attention_mask`, on its
 //! first samples as they are and on samples joined to [`JOINED`] tokens. Prints tables in Markdown, or puts them between the
 //! marks of a document.
 
@@ -22,13 +22,15 @@ use margay_tensor::Tensor;
 type Failure = Box<dyn std::error::Error>;
 
 /// What is timed.
-const TIMED: [&str; 6] = [
+const TIMED: [&str; 8] = [
     "favor, features = 256",
+    "favor, features = 256, kernel = \"relu\"",
     "nystrom, landmarks = 32",
     "nystrom, landmarks = 64",
     "local, window = 64",
     "local, window = 64, global = 1",
     "local, window = 64, global = 1, summary = \"means\"",
+    "local, window = 64, summary = \"features\", features = 256",
 ];
 
 /// What is tried on the heads of a model.
@@ -130,6 +132,7 @@ fn exact(length: usize) -> Result<Graph, Failure> {
 fn times(lengths: &[usize]) -> Result<String, Failure> {
     let names = || ["exact"].into_iter().chain(TIMED);
     let mut found: Vec<Vec<f64>> = Vec::new();
+    let mut bytes: Vec<Vec<usize>> = Vec::new();
     let mut errors: Vec<f64> = Vec::new();
     for &length in lengths {
         let g = exact(length)?;
@@ -143,6 +146,7 @@ fn times(lengths: &[usize]) -> Result<String, Failure> {
             }
             sessions.push(session(&g));
         }
+        bytes.push(sessions.iter().map(Session::peak_bytes).collect());
         let x = |stream| margay_testkit::normal(&[1, 1, length, 64], 5, stream);
         let operands = [x(1), x(2), x(3)];
         let inputs: Vec<(&str, &Tensor)> = ["q", "k", "v"].into_iter().zip(&operands).collect();
@@ -157,15 +161,22 @@ fn times(lengths: &[usize]) -> Result<String, Failure> {
     let mut table = String::from("Milliseconds of one head of 64 numbers, on one thread:\n\n| |");
     lengths.iter().try_for_each(|length| write!(table, " {length} |"))?;
     let last = lengths.last().copied().unwrap_or_default();
-    writeln!(table, " greatest ratio of doubling | faster from | error at {last} |")?;
-    writeln!(table, "|---|{}", "---:|".repeat(lengths.len() + 3))?;
+    writeln!(
+        table,
+        " greatest ratio of doubling | faster from | MiB at {last} | greatest ratio of doubling | error at {last} |"
+    )?;
+    writeln!(table, "|---|{}", "---:|".repeat(lengths.len() + 5))?;
     for (i, name) in names().enumerate() {
         write!(table, "| {} |", name.replace('"', ""))?;
         found.iter().try_for_each(|times| write!(table, " {:.3} |", 1e3 * times[i]))?;
         let ratio = found.windows(2).map(|pair| pair[1][i] / pair[0][i]).fold(0.0, f64::max);
         let faster = lengths.iter().zip(&found).find(|(_, times)| times[i] < times[0]);
         let faster = faster.map_or("–".to_owned(), |(length, _)| length.to_string());
-        writeln!(table, " {ratio:.2} | {faster} | {:.2} |", errors[i])?;
+        write!(table, " {ratio:.2} | {faster} |")?;
+        let memory: Vec<f64> = bytes.iter().map(|of| of[i] as f64 / f64::from(1 << 20)).collect();
+        let growth = memory.windows(2).map(|pair| pair[1] / pair[0]).fold(0.0, f64::max);
+        let most = memory.last().copied().unwrap_or_default();
+        writeln!(table, " {most:.1} | {growth:.2} | {:.2} |", errors[i])?;
     }
     Ok(table)
 }

@@ -116,9 +116,8 @@ fn recurrent() -> Model {
 fn the_product_of_the_inputs_of_a_recurrence_is_sketched() {
     let model = recurrent();
     let found = sites(&model.graph);
-    assert!(!found.is_empty(), "{}", model.graph);
-    let site = &found[0];
-    assert_eq!((found.len(), site.kind, site.d_in, site.d_out), (1, "linear", 16, 20));
+    let [site, state] = &found[..] else { panic!("{}", model.graph) };
+    assert_eq!((site.kind, site.d_in, site.d_out, state.kind), ("linear", 16, 20, "recurrent"));
     let x = narrow(&random(&[7, 3, 16], 8));
     let samples = Samples::new(vec![("x".into(), narrow(&random(&[70, 3, 16], 9)))]).unwrap();
     let run = |g: &Graph| floats(&eval::run(g, &[("x", &x)]).unwrap()[0]);

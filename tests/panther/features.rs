@@ -117,7 +117,8 @@ fn features_of_all_positions_are_nowhere_in_memory() {
         for causal in [false, true] {
             let [short, long] = [8192, 16384].map(|length| program(length, causal, &s));
             let calls = long.steps().filter(|(_, step)| matches!(step.work, Work::Call { .. })).count();
-            assert_eq!((calls, long.steps().count()), (1, 1), "{long}");
+            // Heads lie beside each other in the output, which is a copy.
+            assert_eq!((calls, long.steps().count()), (1, 2), "{long}");
             assert!(long.arena_bytes < 32 * 16384 * 256 / 16, "{} bytes", long.arena_bytes);
             assert!(long.arena_bytes as f64 <= 2.2 * short.arena_bytes as f64, "{}", long.arena_bytes);
         }

@@ -225,13 +225,13 @@ fn model(text: &str) -> Model {
 #[test]
 fn tables_are_replaced_where_a_plan_names_them() {
     let made = model(
-        "graph @net(%t: i64[N]) -> (y: f32[N, 8]) {
+        "graph @net(%t: i64[N]) -> (y: f32[N, 64]) {
           %0 = const #l : f32[200, 2]  // left
           %1 = const #r : f32[2, 24]  // right
           %2 = matmul %0, %1 : f32[200, 24]  // table.weight
           %3 = gather %2, %t {axis = 0} : f32[N, 24]  // embed
-          %4 = const #o : f32[24, 8]  // out.weight
-          %5 = matmul %3, %4 : f32[N, 8]  // out
+          %4 = const #o : f32[24, 64]  // out.weight
+          %5 = matmul %3, %4 : f32[N, 64]  // out
           return %5
         }",
     );
@@ -248,7 +248,7 @@ fn tables_are_replaced_where_a_plan_names_them() {
     let of = |name: &str| found.report.modules.iter().find(|m| m.name == name).unwrap();
     assert!(of("embed").is_sketched());
     assert!(found.report.bytes_before > 4 * 200 * 24);
-    assert!(found.report.bytes_after < found.report.bytes_before * 3 / 10);
+    assert!(found.report.bytes_after < found.report.bytes_before * 4 / 10);
     assert!(of("embed").layer_error < 1e-3, "{}", of("embed").layer_error);
 }
 
@@ -281,7 +281,7 @@ fn lookups_are_replaced_before_training() {
     let low = |rank| LowRankTraining { rank, seed: 0, modules: Some(vec!["embed".into()]) };
     let unnamed = LowRankTraining { modules: None, ..low(TrainingRank::Fixed(4)) };
     lowrank_for_training(&mut g, &unnamed, &mut cx).unwrap();
-    assert_eq!(shapes(&g), Vec::<Vec<usize>>::new());
+    assert_eq!(shapes(&g), [[ROWS, COLUMNS]]);
     lowrank_for_training(&mut g, &low(TrainingRank::Fixed(4)), &mut cx).unwrap();
     assert_eq!((shapes(&g), cx.remarks.len()), (vec![vec![50, 4], vec![4, 12]], 0));
     let mut g = dense();

@@ -10,6 +10,7 @@ mod hybrid;
 mod kernels;
 mod layers;
 mod lookups;
+mod recurrences;
 mod relative;
 mod sketches;
 mod structured;

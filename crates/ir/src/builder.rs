@@ -53,6 +53,17 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The two constants that a value is the product of; `None` for any other value.
+    pub fn factors_of(&self, v: Value) -> Option<[Value; 2]> {
+        let (op, operands) = match &self.place {
+            Place::Graph(g) => (g.op(v.node), g.inputs_of(v.node).to_vec()),
+            Place::Patch(g, patch) => patch.source(g, v),
+        };
+        let factors: [Value; 2] = operands.try_into().ok()?;
+        let both = factors.iter().all(|factor| self.constant_of(*factor).is_some());
+        (matches!(op, Op::MatMul(_)) && both).then_some(factors)
+    }
+
     /// Adds a node.
     pub fn op(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, AddError> {
         let origin = self.origin.clone();

@@ -80,6 +80,17 @@ impl Patch {
         }
     }
 
+    /// The operator that computes a value of the graph or of this patch, and its operands.
+    pub fn source<'a>(&'a self, g: &'a Graph, v: Value) -> (&'a Op, Vec<Value>) {
+        match v.node.generation {
+            NEW => {
+                let (op, _, _, inputs) = &self.nodes[v.node.index as usize];
+                (op, inputs.clone())
+            }
+            _ => (g.op(v.node), g.inputs_of(v.node).to_vec()),
+        }
+    }
+
     /// Inserts a node and returns its first output; valid inside this patch only.
     pub fn add(
         &mut self,

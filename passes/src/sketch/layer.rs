@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use margay_ir::ops::{Add, Conv, Gather, ImageLayout, MatMul};
+use margay_ir::ops::{Add, Conv, Gather, ImageLayout, MatMul, Recurrence};
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
 use margay_randnla::{Matrix, RandnlaError};
 use margay_tensor::DType;
@@ -12,7 +12,8 @@ use super::{Replacement, RowKind, Rows, Site, Windows, name_of, unique};
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
 /// \[out, in, taps…\] over spatial axes, seen as a matrix \[in·taps, out\] whose columns may belong to
-/// groups, or lookups of rows of one constant table: products of rows that have a single one each.
+/// groups, or lookups of rows of one constant table: products of rows that have a single one each, or recurrences, whose
+/// states are multiplied with one constant matrix \[d_in, gates d_in\].
 #[derive(Clone, PartialEq, Debug)]
 pub struct Layer {
     /// The name in the model of the first node; unique among layers.
@@ -37,6 +38,8 @@ enum Reads {
     Windows(Kernel),
     /// The rows of zeros with a single one that are given by their places.
     Places,
+    /// The states of a recurrence.
+    States,
 }
 
 /// The layers of a graph, in topological order. Nodes that a rewrite made are left out.
@@ -49,6 +52,12 @@ pub fn layers(g: &Graph) -> Vec<Layer> {
 /// that are read at places that no input decides.
 pub fn lookups(g: &Graph) -> Vec<Layer> {
     of_nodes(g, Layer::lookup_at)
+}
+
+/// The recurrences of a graph whose weights of the state are constants, in topological order. Nodes that a rewrite made are left
+/// out, and those that round their states.
+pub fn recurrences(g: &Graph) -> Vec<Layer> {
+    of_nodes(g, Layer::recurrence_at)
 }
 
 fn of_nodes(g: &Graph, at: fn(&Graph, NodeId) -> Option<Layer>) -> Vec<Layer> {
@@ -119,12 +128,30 @@ impl Layer {
         })
     }
 
+    /// The product of states in one node.
+    fn recurrence_at(g: &Graph, n: NodeId) -> Option<Layer> {
+        let Op::Recurrence(op @ Recurrence { quantized: false, .. }) = g.op(n) else { return None };
+        let weight = op.operands(&g.inputs_of(n)).ok()?.r;
+        let tensor = g.constant(weight)?.tensor();
+        let &[d_in, d_out] = tensor.shape() else { return None };
+        let found = tensor.dtype() == DType::F32 && d_in * d_out > 0;
+        found.then(|| Layer {
+            name: name_of(g, &[n, weight.node]),
+            nodes: vec![n],
+            weight,
+            d_in,
+            d_out,
+            reads: Reads::States,
+        })
+    }
+
     /// The layer of a site of one weight.
     ///
     /// # Panics
     /// For a site that was not made of a layer of the graph.
     pub fn of(g: &Graph, site: &Site) -> Layer {
-        let at = |n: NodeId| Layer::at(g, n).or_else(|| Layer::lookup_at(g, n));
+        let seen = |n| Layer::lookup_at(g, n).or_else(|| Layer::recurrence_at(g, n));
+        let at = |n: NodeId| Layer::at(g, n).or_else(|| seen(n));
         let first = at(site.nodes[0]).expect("the nodes of a layer read its weight");
         Layer { name: site.name.clone(), nodes: site.nodes.clone(), ..first }
     }
@@ -141,7 +168,7 @@ impl Layer {
             nodes: self.nodes.clone(),
             measures: (0..self.groups()).map(|group| self.inputs_of_group(g, group)).collect(),
             samples: Vec::new(),
-            results: self.nodes.iter().map(|n| self.result(*n)).collect(),
+            results: self.nodes.iter().map(|n| self.result(g, *n)).collect(),
             schemes: vec![scheme],
         }
     }
@@ -152,6 +179,7 @@ impl Layer {
             Reads::Rows => "linear",
             Reads::Windows(_) => "conv",
             Reads::Places => "embedding",
+            Reads::States => "recurrent",
         }
     }
 
@@ -171,7 +199,7 @@ impl Layer {
             conv.layout == ImageLayout::Nchw && !padded && (whole || known)
         };
         let one_tap = self.kernel().is_none_or(|kernel| kernel.taps() == 1 && kernel.groups == 1);
-        !self.is_lookup() && one_tap && self.nodes.iter().all(rows)
+        matches!(self.reads, Reads::Rows | Reads::Windows(_)) && one_tap && self.nodes.iter().all(rows)
     }
 
     /// Whether it looks up rows of its weight.
@@ -179,11 +207,16 @@ impl Layer {
         self.reads == Reads::Places
     }
 
+    /// Whether it multiplies the states of a recurrence.
+    pub fn is_recurrent(&self) -> bool {
+        self.reads == Reads::States
+    }
+
     /// The extents of a kernel; `None` for other layers.
     pub(super) fn kernel(&self) -> Option<&Kernel> {
         match &self.reads {
             Reads::Windows(kernel) => Some(kernel),
-            Reads::Rows | Reads::Places => None,
+            Reads::Rows | Reads::Places | Reads::States => None,
         }
     }
 
@@ -223,13 +256,15 @@ impl Layer {
         all
     }
 
-    /// What one of its nodes gives, as rows.
-    pub fn result(&self, n: NodeId) -> Rows {
+    /// What one of its nodes gives, as rows. The products of states are no value of the graph: what they are added to is, and has
+    /// the same derivative, but for the gate of a GRU whose product is multiplied with another gate first.
+    pub fn result(&self, g: &Graph, n: NodeId) -> Rows {
         let kind = match self.kernel() {
             Some(_) => RowKind::Windows(Windows::new(&Conv::pointwise(), &[1, 1], 0)),
             None => RowKind::LastAxis,
         };
-        Rows { value: n.into(), kind, length: self.d_out }
+        let value = if self.is_recurrent() { g.inputs_of(n)[0] } else { n.into() };
+        Rows { value, kind, length: self.d_out }
     }
 
     /// The rows that one of its nodes multiplies the weight with; with groups, those of the first.
@@ -238,14 +273,17 @@ impl Layer {
     }
 
     fn input_of_group(&self, g: &Graph, n: NodeId, group: usize) -> Rows {
+        let operand = |i: usize| g.inputs_of(n)[i];
         let (value, kind) = match (g.op(n), &self.reads) {
             (Op::Conv(c), Reads::Windows(kernel)) => {
-                (0, RowKind::Windows(Windows::new(c, &kernel.axes, group)))
+                (operand(0), RowKind::Windows(Windows::new(c, &kernel.axes, group)))
             }
-            (_, Reads::Places) => (1, RowKind::Places),
-            _ => (0, RowKind::LastAxis),
+            (_, Reads::Places) => (operand(1), RowKind::Places),
+            // The states that are shown are those that the next time reads.
+            (_, Reads::States) => (n.into(), RowKind::LastAxis),
+            _ => (operand(0), RowKind::LastAxis),
         };
-        Rows { value: g.inputs_of(n)[value], kind, length: self.d_in }
+        Rows { value, kind, length: self.d_in }
     }
 
     /// The contents of the weight.
@@ -331,6 +369,27 @@ impl Layer {
             return add_pointwise(work, n, [thin, right], Part::Right);
         }
         work.add(MatMul, &[thin, right], work.graph.node(n).origin.part(Part::Right))
+    }
+
+    /// Puts a recurrence with the product of two factors as its weights in place of a node.
+    ///
+    /// # Errors
+    /// For factors that do not fit, which is our fault.
+    pub fn replace_recurrence(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        factors: [Value; 2],
+    ) -> Result<(), AddError> {
+        let (g, origin) = (work.graph, work.graph.node(n).origin.clone());
+        let weights = work.add(MatMul, &factors, origin.part(Part::Right))?;
+        let mut operands: Vec<Value> = (0..g.inputs_of(n).len()).map(|i| work.operand(n, i)).collect();
+        operands[1] = weights;
+        let new = work.add(g.op(n).clone(), &operands, origin.part(Part::Left))?.node;
+        for old in g.values_of(n) {
+            work.replace(old, Value { node: new, out: old.out });
+        }
+        Ok(())
     }
 
     /// Two products, or two convolutions of which the second is 1x1, in place of a node. Returns the result, which nothing

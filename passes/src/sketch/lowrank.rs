@@ -39,6 +39,27 @@
 //! }
 //! ```
 
+//!
+//! A recurrence gets two factors in place of the weights of its state, which its loop multiplies with one after the other.
+//! Their inputs are the states that it shows. There is no correction of the mean, since not all cells have a bias where the
+//! product enters, and the factors are not refitted. Where gates differ in what they read or add to, as in a GRU, the error is
+//! predicted as if they did not.
+//!
+//! ```text
+//! graph @before(%x: f32[T, 2, 6], %h: f32[2, 6]) -> (y: f32[T, 2, 6]) {
+//!   %0 = const #5be1c0 : f32[6, 6]  // rnn.weight
+//!   %1 = recurrence %x, %0, %h {cell = rnn, activations = [Tanh]} : f32[T, 2, 6], f32[2, 6]  // rnn
+//!   return %1
+//! }
+//! graph @after(%x: f32[T, 2, 6], %h: f32[2, 6]) -> (y: f32[T, 2, 6]) {
+//!   %0 = const lowrank.left(#5be1c0, k = 1) : f32[6, 1]  // rnn.weight left
+//!   %1 = const lowrank.right(#5be1c0, k = 1) : f32[1, 6]  // rnn.weight right
+//!   %2 = matmul %0, %1 : f32[6, 6]  // rnn right
+//!   %3 = recurrence %x, %2, %h {cell = rnn, activations = [Tanh]} : f32[T, 2, 6], f32[2, 6]  // rnn left
+//!   return %3
+//! }
+//! ```
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -51,7 +72,7 @@ use super::kernels::matrices;
 use super::moments::Seen;
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank,
-    factors, layers, lookups, moments, rank_grid, reads,
+    factors, layers, lookups, moments, rank_grid, reads, recurrences,
 };
 
 /// Low-rank factors.
@@ -83,14 +104,15 @@ impl Scheme for LowRankScheme {
             name: "lowrank",
             only_by_name: None,
             is_storage: false,
-            // Of a product and of a lookup.
-            examples: &["rank = 8", "rank = 8"],
+            // Of a product, of a lookup and of a recurrence.
+            examples: &["rank = 8", "rank = 8", "rank = 1"],
             check: RankSettings::check,
         }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().chain(&lookups(g)).map(|layer| layer.site(g, self.facts().name)).collect()
+        let others = [lookups(g), recurrences(g)].concat();
+        layers(g).iter().chain(&others).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -180,7 +202,7 @@ impl FittedLowRank {
         let (g, seed) = (context.graph, context.seed);
         let layer = Layer::of(g, context.site);
         let (d_in, d_out) = (layer.d_in, layer.outputs());
-        let corrects = context.moments.is_some_and(|m| m[0].is_centred());
+        let corrects = context.moments.is_some_and(|m| m[0].is_centred()) && !layer.is_recurrent();
         let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
         let smaller = d_in.min(d_out);
         let exact_up_to = LowRankOptions::default().exact_up_to;
@@ -195,7 +217,11 @@ impl FittedLowRank {
         };
         let decompositions = match layer.groups() {
             1 => {
-                let whole = || decompose(&layer.matrix(g)?, &Seen::of(context));
+                let seen = || match layer.is_recurrent() {
+                    true => Seen::about_zero(context),
+                    false => Seen::of(context),
+                };
+                let whole = || decompose(&layer.matrix(g)?, &seen());
                 vec![context.decompositions.low_rank.get(&layer.nodes, seed, whole)?]
             }
             // Those of groups are small, and made anew by whoever asks.
@@ -328,6 +354,10 @@ impl Fitted for FittedLowRank {
             work.constant(&self.derivation("right", rank), &right_shape, right, origin(Part::Right))?;
         let correction = factors.as_deref().and_then(correction);
         for &n in &layer.nodes {
+            if layer.is_recurrent() {
+                layer.replace_recurrence(work, n, [left, right])?;
+                continue;
+            }
             let product = layer.two_products(work, n, [left, right])?;
             match self.corrects() {
                 true => {

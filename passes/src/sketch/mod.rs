@@ -66,7 +66,7 @@ pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use heads::HeadChoice;
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
-pub use layer::{Bias, Layer, layers, lookups};
+pub use layer::{Bias, Layer, layers, lookups, recurrences};
 pub use local::{LocalScheme, LocalSettings, LocalSummary};
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use lowrank_diag::LowRankDiagScheme;
@@ -107,7 +107,7 @@ use crate::StoreAs;
 pub struct Site {
     /// The name in plans and reports; unique.
     pub name: String,
-    /// What it is, in one word for reports: `linear`, `conv`, `embedding`.
+    /// What it is, in one word for reports: `linear`, `conv`, `embedding`, `recurrent`.
     pub kind: &'static str,
     /// Whether it is replaced only where a plan names it, and its bytes count for budgets only there.
     pub only_by_name: bool,

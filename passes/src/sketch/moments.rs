@@ -123,6 +123,16 @@ impl Seen {
         Seen { inputs, metric: context.metric.cloned(), roots: Default::default() }
     }
 
+    /// The same, with the second moments of inputs about zero: where no correction of the bias keeps the mean output.
+    pub(super) fn about_zero(context: &Context<'_>) -> Seen {
+        let seen = Seen::of(context);
+        let about_zero = |m: Arc<Moments>| {
+            let Moments { gram, conditioning, identity, .. } = &*m;
+            Arc::new(Moments::new(gram.clone(), Centring::Uncentred, *conditioning, identity))
+        };
+        Seen { inputs: seen.inputs.map(about_zero), ..seen }
+    }
+
     /// By group of a layer, what was seen of it.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ impl NeuronsScheme {
             nodes,
             measures: vec![second.inputs(g)],
             samples: Vec::new(),
-            results: vec![second.result(last)],
+            results: vec![second.result(g, last)],
             schemes: vec![self.facts().name],
         })
     }

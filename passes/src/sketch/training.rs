@@ -239,15 +239,19 @@ pub fn lowrank_for_training(
         return Err(PassError::Refused("rank 0, expected at least 1".to_owned()));
     }
     let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
-        let each = Layer::of(g, site).groups() * site.d_in + site.d_out;
+        let layer = Layer::of(g, site);
+        let each = layer.groups() * site.d_in + site.d_out;
         let dense = site.d_in * site.d_out;
         let settings = |rank| Settings::write(&RankSettings::new(rank));
         let few = |rank| format!("{rank} x {each} numbers would not be fewer than {dense}");
         match options.rank {
             TrainingRank::Fixed(rank) if rank.saturating_mul(each) >= dense => Err(few(rank)),
             TrainingRank::Fixed(rank) => fitted.squared_error(&settings(rank)).map(|_| settings(rank)),
-            TrainingRank::Greatest if Layer::of(g, site).is_lookup() => {
+            TrainingRank::Greatest if layer.is_lookup() => {
                 Err("ranks of lookups are not chosen during training".to_owned())
+            }
+            TrainingRank::Greatest if layer.is_recurrent() => {
+                Err("ranks of recurrences are not chosen during training".to_owned())
             }
             TrainingRank::Greatest => (1..=dense.saturating_sub(1) / each)
                 .rev()

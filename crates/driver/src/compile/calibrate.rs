@@ -204,8 +204,9 @@ pub fn metrics(
 ) -> Result<Metrics, DriverError> {
     let layers = layers(g);
     let short = layers.iter().filter(|layer| layer.d_out <= Gram::MOST_DENSE);
-    let results: Vec<(NodeId, Vec<Rows>)> =
-        short.map(|layer| (layer.nodes[0], layer.nodes.iter().map(|n| layer.result(*n)).collect())).collect();
+    let results: Vec<(NodeId, Vec<Rows>)> = short
+        .map(|layer| (layer.nodes[0], layer.nodes.iter().map(|n| layer.result(g, *n)).collect()))
+        .collect();
     let requests: Vec<&[Rows]> = results.iter().map(|(_, rows)| rows.as_slice()).collect();
     let measuring = Measuring::new(mask, backend, threads, progress, interruption);
     let found = match calibrate_gradients(g, &requests, samples, 0, &measuring) {

@@ -11,7 +11,8 @@
 //! With `quantized` the product with R reads the state of an LSTM in f32 rounded to 8 bits: to the nearest of 256 numbers at equal
 //! distances over the range of all its elements and 0. Where R is stored in 8 bits, it is a product of integers.
 //!
-//! For back ends it is a loop, which the pass `expand-recurrences` makes of it.
+//! For back ends it is a loop, which the pass `expand-recurrences` makes of it. Where R is the product of two constants that are
+//! smaller than it, the loop multiplies with one and then with the other.
 
 mod activation;
 mod adjoint;

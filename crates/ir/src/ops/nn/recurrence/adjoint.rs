@@ -3,7 +3,7 @@
 //! The states before every time are computed once more, by a loop that keeps them. At each time the step is computed again from
 //! these, and derived as any graph is; what it depends on besides the states is summed along the way.
 
-use super::repeated::{At, Body, finish, flipped, mirrored, trips};
+use super::repeated::{At, Body, Weights, finish, flipped, mirrored, trips};
 use super::{Operands, Recurrence};
 use crate::graph::AddError;
 use crate::ops::{Gather, MatMul};
@@ -72,7 +72,7 @@ fn times(
         let of_time = |inner: &mut Builder<'_>, v: Value, at: Value| inner.op(Gather { axis: 0 }, &[v, at]);
         let before = kept.iter().map(|v| of_time(&mut inner, *v, number)).collect::<Result<Vec<_>, _>>()?;
         let product = inner.op(MatMul, &[before[0], r])?;
-        let of = At { number, states: &before, product, r };
+        let of = At { number, states: &before, product, r: Weights::Whole(r) };
         let time = op.time_of(b, body, given, trips, of)?;
         let mut inner = Builder::new(&mut body.graph, origin.clone());
         let shown = shown.map(|v| of_time(&mut inner, v, time.at)).transpose()?;

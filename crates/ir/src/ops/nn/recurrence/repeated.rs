@@ -47,6 +47,44 @@ impl Body {
     }
 }
 
+/// The weights of the state, as a body reads them.
+#[derive(Clone, Copy)]
+pub(super) enum Weights {
+    /// `[H, gates H]`.
+    Whole(Value),
+    /// Two constants that they are the product of, `[H, k]` and `[k, gates H]`: a product with both takes less than one with what
+    /// they stand for.
+    Factors([Value; 2]),
+}
+
+impl Weights {
+    /// What a value of the graph around a body is there.
+    fn read(b: &Builder<'_>, body: &mut Body, r: Value) -> Result<Weights, AddError> {
+        let factors = b.factors_of(r).filter(|[left, _]| {
+            let (columns, of) = (&b.ty(*left).shape[1], &b.ty(r).shape);
+            let [Some(k), Some(h), Some(width)] = [columns, &of[0], &of[1]].map(Dim::as_extent) else {
+                return false;
+            };
+            k * (h + width) < h * width
+        });
+        match factors {
+            Some([left, right]) => Ok(Weights::Factors([body.read(b, left)?, body.read(b, right)?])),
+            None => Ok(Weights::Whole(body.read(b, r)?)),
+        }
+    }
+
+    /// `[B, gates H]`: the product of a state with them.
+    fn product(self, b: &mut Builder, h: Value) -> Result<Value, AddError> {
+        match self {
+            Weights::Whole(r) => b.op(MatMul, &[h, r]),
+            Weights::Factors([left, right]) => {
+                let thin = b.op(MatMul, &[h, left])?;
+                b.op(MatMul, &[thin, right])
+            }
+        }
+    }
+}
+
 /// One time: what there is to compute with.
 struct Step<'a> {
     op: &'a Recurrence,
@@ -55,8 +93,7 @@ struct Step<'a> {
     now: Value,
     /// `[B, gates H]`: the contribution of the state.
     product: Value,
-    /// `[H, gates H]`.
-    r: Value,
+    r: Weights,
     /// `[3 H]`: input, output, forget.
     peepholes: Option<Value>,
 }
@@ -102,11 +139,11 @@ impl Recurrence {
         given: &Operands<Value>,
         trips: Value,
     ) -> Result<Time, AddError> {
-        let r = body.read(b, given.r)?;
+        let r = Weights::read(b, body, given.r)?;
         let (number, states) = (body.number, body.states.clone());
         let mut inner = Builder::new(&mut body.graph, b.origin().clone());
         let h = if self.quantized { inner.rounded_by_range(states[0])? } else { states[0] };
-        let product = inner.op(MatMul, &[h, r])?;
+        let product = r.product(&mut inner, h)?;
         self.time_of(b, body, given, trips, At { number, states: &states, product, r })
     }
 
@@ -221,7 +258,7 @@ pub(super) struct At<'a> {
     pub(super) states: &'a [Value],
     /// `[B, gates H]`: the product of state and weights.
     pub(super) product: Value,
-    pub(super) r: Value,
+    pub(super) r: Weights,
 }
 
 /// What a body computes of one time.
@@ -310,8 +347,11 @@ impl Step<'_> {
         let of_state = match self.op.cell {
             Cell::Gru => {
                 let kept = b.mul(reset, h)?;
-                let r = self.part(b, self.r, 2)?;
-                b.op(MatMul, &[kept, r])?
+                let part = match self.r {
+                    Weights::Whole(r) => Weights::Whole(self.part(b, r, 2)?),
+                    Weights::Factors([left, right]) => Weights::Factors([left, self.part(b, right, 2)?]),
+                };
+                part.product(b, kept)?
             }
             _ => {
                 let of_state = self.part(b, self.product, 2)?;

@@ -1,0 +1,175 @@
+//! Low-rank weights of the state of LSTM, GRU and plain recurrences: against the operator with the product of the factors as its
+//! weights, through compiled programs, exports, derivatives by finite differences, and as a choice for a budget.
+
+use std::collections::BTreeMap;
+
+use margay_driver::build::jit;
+use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, backend, build, compile};
+use margay_ir::ops::recurrence::Cell;
+use margay_ir::{Cx, Graph, NodeId, Op, Pass, eval};
+use margay_onnx::{ExportOptions, export, import};
+use margay_passes::sketch::{recurrences, sites};
+use margay_passes::{ApplyPlan, make_trainable};
+use margay_plan::{Budget, Choice, Goal};
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::{Binding, Tensor};
+use margay_testkit::parse_with_random_constants;
+
+use crate::{check_range_by_differences, floats, narrow, random, widened};
+
+const TIMES: usize = 5;
+const BATCH: usize = 2;
+const HIDDEN: usize = 12;
+
+/// A recurrence of every cell, with what they have besides weights and states.
+const CELLS: [(Cell, &str); 5] = [
+    (Cell::Lstm, "activations = [Sigmoid, Tanh, Tanh], reverse = true"),
+    (Cell::CoupledLstm, "activations = [Sigmoid, Tanh, Tanh]"),
+    (Cell::Gru, "activations = [Sigmoid, Tanh]"),
+    (Cell::GruResetAfter, "activations = [Sigmoid, Tanh], reverse = true"),
+    (Cell::Rnn, "activations = [Tanh]"),
+];
+
+fn dense(cell: Cell, attributes: &str, hidden: usize) -> Graph {
+    let width = cell.gates() * hidden;
+    let (state, shown) = (format!("f32[{BATCH}, {hidden}]"), format!("f32[{TIMES}, {BATCH}, {hidden}]"));
+    let two = cell.states() == 2;
+    let bias = cell == Cell::GruResetAfter;
+    let more_inputs = if two { format!(", %c: {state}") } else { String::new() };
+    let more_results = if two { format!(", {state}") } else { String::new() };
+    let operands = format!("%x, %0, %h{}{}", if two { ", %c" } else { "" }, if bias { ", %1" } else { "" });
+    let constant =
+        if bias { format!("  %1 = const #b : f32[{width}]  // rnn.bias\n") } else { String::new() };
+    let text = format!(
+        "graph @net(%x: f32[{TIMES}, {BATCH}, {width}], %h: {state}{more_inputs}) -> (y: {shown}, last: {state}) {{\n  \
+         %0 = const #w : f32[{hidden}, {width}]  // rnn.weight\n{constant}  \
+         %2 = recurrence {operands} {{cell = {}, {attributes}}} : {shown}, {state}{more_results}  // rnn\n  \
+         return %2, %2.1\n}}",
+        cell.name()
+    );
+    parse_with_random_constants(&text).0
+}
+
+fn replaced(g: &Graph, rank: usize) -> Graph {
+    let mut g = g.clone();
+    let mut pass = ApplyPlan::default();
+    pass.choices.insert("rnn".into(), Choice::new("lowrank", &BTreeMap::from([("rank", rank as i64)])));
+    pass.run(&mut g, &mut Cx::default()).unwrap();
+    g
+}
+
+fn inputs(g: &Graph) -> Vec<(String, Tensor)> {
+    let one = |(i, n): (usize, &NodeId)| {
+        let shape = g.ty((*n).into()).extents().unwrap();
+        (g.node(*n).origin.name().to_owned(), narrow(&random(&shape, 7 + i as u64)))
+    };
+    g.inputs().iter().enumerate().map(one).collect()
+}
+
+fn reference(g: &Graph, inputs: &[(String, Tensor)]) -> Vec<Vec<f64>> {
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    eval::run(g, &given).unwrap().iter().map(floats).collect()
+}
+
+fn compiled(g: &Graph, inputs: &[(String, Tensor)]) -> Vec<Vec<f64>> {
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    let executable = jit(g, &Binding::new(), &*backend::native()).unwrap_or_else(|e| panic!("{e}\n{g}"));
+    let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
+    session.run(&given).unwrap().iter().map(|(_, t)| floats(t)).collect()
+}
+
+fn constant_bytes(g: &Graph) -> u64 {
+    let backend = backend::native();
+    let bound = build::bind(g, &Binding::new(), &*backend, &mut Dump::none()).unwrap();
+    margay_lower::lower(&bound, &*backend).unwrap().constant_bytes()
+}
+
+fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn programs_compute_with_the_factors_what_their_product_gives() {
+    for (cell, attributes) in CELLS {
+        let g = dense(cell, attributes, HIDDEN);
+        let given = inputs(&g);
+        let whole = reference(&g, &given);
+        let full = replaced(&g, HIDDEN);
+        assert!(difference(&reference(&full, &given), &whole) < 1e-5, "{cell:?}");
+        let low = replaced(&g, 3);
+        let expected = reference(&low, &given);
+        assert!(difference(&expected, &whole) > 1e-3, "{cell:?}");
+        assert!(difference(&compiled(&low, &given), &expected) < 1e-5, "{cell:?}");
+        let read = import(&export(&low, &ExportOptions::of(&low)).unwrap()).unwrap();
+        assert!(difference(&reference(&read, &given), &expected) < 1e-5, "{cell:?}");
+    }
+}
+
+/// The loop holds 32 (128 + columns) numbers in place of 128 columns; that of a GRU reads the columns of its last gate by themselves
+/// once more.
+#[test]
+fn programs_hold_the_factors_alone() {
+    for (cell, attributes) in CELLS {
+        let g = dense(cell, attributes, 128);
+        let (before, after) = (constant_bytes(&g), constant_bytes(&replaced(&g, 32)));
+        let columns = 128 * if cell == Cell::Gru { 4 } else { cell.gates() };
+        assert_eq!(before - after, 4 * (128 * columns - 32 * (128 + columns)) as u64, "{cell:?}");
+    }
+}
+
+#[test]
+fn derivatives_by_factors_are_those_of_finite_differences() {
+    for (cell, attributes) in CELLS {
+        let mut g = widened(&replaced(&dense(cell, attributes, 6), 2));
+        let numbers = |n: &NodeId| matches!(g.op(*n), Op::Const(_)) && g.node(*n).origin.part.is_some();
+        let of: Vec<NodeId> = g.order().into_iter().filter(numbers).collect();
+        assert_eq!(of.len(), 2);
+        make_trainable(&mut g, &of).unwrap();
+        let given = |(i, n): (usize, &NodeId)| {
+            let name: &'static str = g.node(*n).origin.name().to_owned().leak();
+            (name, random(&g.ty((*n).into()).extents().unwrap(), i as u64))
+        };
+        let inputs: Vec<(&'static str, Tensor)> = g.inputs().iter().enumerate().map(given).collect();
+        let states = cell.states();
+        check_range_by_differences(&format!("{cell:?}"), &g, &inputs, 1 + states..3 + states);
+    }
+}
+
+/// Weights of the state that are of rank 4 and little besides: a budget takes them, and the model errs as little as that.
+#[test]
+fn budgets_choose_the_rank_of_a_state() {
+    let (hidden, width) = (32, 128);
+    let text = format!(
+        "graph @net(%t: f32[N, 6, {width}]) -> (y: f32[6, N, {hidden}]) {{
+          %x = transpose %t {{perm = [1, 0, 2]}} : f32[6, N, {width}]
+          %0 = const #l : f32[{hidden}, 4]  // left
+          %1 = const #r : f32[4, {width}]  // right
+          %2 = matmul %0, %1 : f32[{hidden}, {width}]  // rnn.weight
+          %3 = const 0.0 : f32
+          %4 = broadcast %3 {{shape = [N, {hidden}]}} : f32[N, {hidden}]
+          %5 = recurrence %x, %2, %4, %4 {{cell = lstm, activations = [Sigmoid, Tanh, Tanh]}} : \
+             f32[6, N, {hidden}], f32[N, {hidden}], f32[N, {hidden}]  // rnn
+          return %5
+        }}"
+    );
+    let text = text.replace("\\\n", "");
+    let model = Model::new(parse_with_random_constants(&text).0, "net", &mut Dump::none()).unwrap();
+    let x = narrow(&random(&[64, 6, width], 3));
+    let samples = Samples::new(vec![("t".into(), x)]).unwrap();
+    let options = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.4)), ..CompileOptions::default() };
+    let found = compile(&model, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let module = found.report.modules.iter().find(|m| m.name == "rnn").unwrap();
+    assert!(module.is_sketched());
+    assert!(found.report.bytes_after <= found.report.bytes_before * 4 / 10);
+}
+
+#[test]
+fn states_that_are_rounded_stay() {
+    let g = dense(Cell::Lstm, "activations = [Sigmoid, Tanh, Tanh], quantized = true", HIDDEN);
+    assert!(recurrences(&g).is_empty());
+    let g = dense(Cell::Gru, "activations = [Sigmoid, Tanh]", HIDDEN);
+    let [site] = &sites(&g)[..] else { panic!("one site") };
+    assert_eq!((&*site.name, site.kind, site.schemes.as_slice()), ("rnn", "recurrent", &["lowrank"][..]));
+    assert_eq!((site.d_in, site.d_out), (HIDDEN, 3 * HIDDEN));
+}
