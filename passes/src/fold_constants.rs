@@ -28,6 +28,7 @@ use margay_ir::{
 };
 use margay_tensor::{Dim, Scales, Storage, StoredTensor, Tensor};
 
+use crate::matching::is_weight_of_state;
 use crate::text::{number, pairs};
 
 /// Folds nodes whose operands are constants.
@@ -169,8 +170,8 @@ fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
     let Some(payloads) = operands.iter().map(|v| g.constant(*v)).collect::<Option<Vec<_>>>() else {
         return Ok(Verdict::NoMatch);
     };
-    // What is stored narrow stays so: folded, it would be numbers again.
-    if payloads.iter().any(|p| !p.stored().is_plain()) {
+    // What is stored narrow stays so: folded, it would be numbers again. And so do factors of the weights of a state.
+    if payloads.iter().any(|p| !p.stored().is_plain()) || is_weight_of_state(g, n) {
         return Ok(Verdict::NoMatch);
     }
     let Some(io) = g.io_of(n) else { return Ok(Verdict::NoMatch) };

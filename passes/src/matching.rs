@@ -1,7 +1,7 @@
 //! Small questions that several recognizers ask.
 
 use margay_ir::ops::{Numbers, Range};
-use margay_ir::{Graph, Op, Value};
+use margay_ir::{Graph, NodeId, Op, Value};
 use margay_tensor::{Dim, Element};
 
 /// The value of a constant of one element; of an f32, the shortest decimal that rounds to it.
@@ -127,4 +127,13 @@ fn positions(g: &Graph, v: Value, axis: usize) -> Option<(Dim, Dim)> {
     let consecutive = numbers.iter().enumerate().all(|(i, x)| *x == first + i as f64);
     (consecutive && first.fract() == 0.0 && first.abs() < f64::from(u32::MAX))
         .then(|| (Dim::from(first as i64), count))
+}
+
+/// Whether a value is the product of two constants that recurrences read as the weights of their state: they multiply with one factor
+/// and then with the other.
+pub(crate) fn is_weight_of_state(g: &Graph, n: NodeId) -> bool {
+    let users = g.users_of(n.into());
+    let constants = g.inputs_of(n).iter().all(|v| g.constant(*v).is_some());
+    let reads = |(user, slot): &(NodeId, u16)| matches!(g.op(*user), Op::Recurrence(_)) && *slot == 1;
+    matches!(g.op(n), Op::MatMul(_)) && constants && !users.is_empty() && users.iter().all(reads)
 }

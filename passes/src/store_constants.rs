@@ -1,4 +1,4 @@
-//! Stores constants narrow: right operands of products, tables, and what is named.
+//! Stores constants narrow: right operands of products, weights of the states of recurrences, tables, and what is named.
 //!
 //! Required stage: canonical. The last change but roundings before extents are bound: sketches are chosen, and their
 //! factors computed, from the numbers as they were. A word such as `int8` stands for a scale for every result: the last
@@ -6,8 +6,8 @@
 //! and a zero point for every 64 terms of a result. Tables of two axes whose rows are looked up, and that nothing else reads,
 //! have int8 rows where products are stored in int8 or int4. A product
 //! is named by itself or by its constant, and keeps other readers of that constant as they are. A constant that is not
-//! f32, or is stored narrow already, is passed over, but one of a model in 16 bits that is to be stored with scales; and so is by default whatever is neither a table nor the right operand of a
-//! product, one matrix.
+//! f32, or is stored narrow already, is passed over, but one of a model in 16 bits that is to be stored with scales; and so is
+//! by default whatever is neither a table nor such a weight, one matrix. Both factors of the weights of a state are weights.
 //!
 //! Where calibration measured the rows that a product multiplies its constant with, elements of fewer than 8 bits are rounded
 //! with error feedback for these rows (see [`margay_randnla::Rounded`]), whoever made the constant: a weight, or a factor of a
@@ -35,7 +35,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use margay_ir::ops::Const;
+use margay_ir::ops::{Const, Recurrence};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Value, Verdict,
@@ -45,6 +45,7 @@ use margay_loops::text::words::{quoted, split_top};
 use margay_randnla::{Centring, Gram, Matrix, RandnlaError, Rounded, Whitening};
 use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
 
+use crate::matching::is_weight_of_state;
 use crate::sketch::{Bias, Layer, Moments, RowKind, Rows};
 use crate::text::{pair, pairs};
 
@@ -148,29 +149,31 @@ impl StoreConstants {
         g.constant(v)?;
         let users = g.users_of(v);
         let (first, others) = users.split_first()?;
-        let (payload, storage) = self.right_operand(g, first.0)?;
-        let same = |(user, slot): &(NodeId, u16)| {
-            let found = self.right_operand(g, *user).filter(|_| *slot == 1);
-            found.is_some_and(|(_, other)| other == storage)
+        // The rows that a recurrence multiplies are no value of the graph, and the numbers of a factor are no rows.
+        let operand = |user: NodeId, slot: u16| match g.op(user) {
+            Op::MatMul(_) if slot == 1 && !is_weight_of_state(g, user) => self.weight(g, user, 1),
+            _ => None,
         };
+        let (payload, storage) = operand(first.0, first.1)?;
+        let same =
+            |(user, slot): &(NodeId, u16)| operand(*user, *slot).is_some_and(|(_, other)| other == storage);
         let runs_of_terms = matches!(storage.scales, Scales::Block { axis: 0, .. } | Scales::Axis(1));
         let shape = payload.stored().shape();
         let applies =
             storage.is_packed() && runs_of_terms && shape.len() == 2 && shape[0] <= Gram::MOST_DENSE;
-        let applies = applies && first.1 == 1 && others.iter().all(same) && !g.is_output(v);
+        let applies = applies && others.iter().all(same) && !g.is_output(v);
         (applies && may_be_stored(payload, storage).is_ok()).then_some((payload, storage))
     }
 
-    /// The constant right operand of a product, if it is one matrix, and how it is to be stored.
-    fn right_operand<'g>(&self, g: &'g Graph, n: NodeId) -> Option<(&'g Payload, Storage)> {
-        let Op::MatMul(_) = g.op(n) else { return None };
-        let right = g.inputs_of(n)[1];
-        let payload = g.constant(right)?;
+    /// A constant operand that a node multiplies with, if it is one matrix, and how it is to be stored.
+    fn weight<'g>(&self, g: &'g Graph, n: NodeId, slot: usize) -> Option<(&'g Payload, Storage)> {
+        let operand = g.inputs_of(n)[slot];
+        let payload = g.constant(operand)?;
         let shape = payload.stored().shape();
         if shape[..shape.len() - 2].iter().any(|&d| d != 1) {
             return None;
         }
-        let names = [n, right.node].map(|n| g.node(n).origin.name());
+        let names = [n, operand.node].map(|n| g.node(n).origin.name());
         let named = names.into_iter().find_map(|name| self.named.get(name));
         Some((payload, named.unwrap_or(&self.products).storage(shape.len() - 1)))
     }
@@ -194,7 +197,7 @@ impl Pass for StoreConstants {
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         let rules = [
             Rule { name: "error-feedback", apply: error_feedback },
-            Rule { name: "right-operand", apply: right_operand },
+            Rule { name: "weight", apply: weight },
             Rule { name: "table", apply: table },
             Rule { name: "named-constant", apply: named_constant },
         ];
@@ -251,17 +254,36 @@ fn rounded(
     Ok((stored, missed.to_row_major_f64()))
 }
 
-fn right_operand(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
-    let Some((payload, storage)) = config.right_operand(g, n) else { return Ok(Verdict::NoMatch) };
-    let constant = match narrowed(payload, storage) {
-        Ok(constant) => constant,
-        Err(verdict) => return Ok(verdict),
-    };
-    let operands = g.inputs_of(n);
-    let mut patch = Patch::new();
-    let right = patch.add(g, constant, &[], g.node(operands[1].node).origin.clone())?;
-    let product = patch.add(g, g.op(n).clone(), &[operands[0], right], g.node(n).origin.clone())?;
-    patch.redirect(n.into(), product);
+/// The operands of a node that are weights: the right one of a product, those of the state of a recurrence, and both factors of
+/// these.
+fn weights(g: &Graph, n: NodeId) -> &'static [usize] {
+    match g.op(n) {
+        Op::MatMul(_) if is_weight_of_state(g, n) => &[0, 1],
+        Op::MatMul(_) | Op::Recurrence(Recurrence { quantized: false, .. }) => &[1],
+        _ => &[],
+    }
+}
+
+fn weight(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
+    let (mut operands, mut patch) = (g.inputs_of(n).to_vec(), Patch::new());
+    for &slot in weights(g, n) {
+        let Some((payload, storage)) = config.weight(g, n, slot) else { continue };
+        match narrowed(payload, storage) {
+            Ok(constant) => {
+                let origin = g.node(operands[slot].node).origin.clone();
+                operands[slot] = patch.add(g, constant, &[], origin)?;
+            }
+            Err(Verdict::NoMatch) => {}
+            Err(verdict) => return Ok(verdict),
+        }
+    }
+    if patch.is_empty() {
+        return Ok(Verdict::NoMatch);
+    }
+    let new = patch.add(g, g.op(n).clone(), &operands, g.node(n).origin.clone())?.node;
+    for old in g.values_of(n) {
+        patch.redirect(old, Value { node: new, out: old.out });
+    }
     Ok(Verdict::Rewrite(patch))
 }
 
@@ -294,7 +316,7 @@ fn stored_so(g: &Graph, n: NodeId, constant: Const) -> RuleResult {
 
 fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
     let (Op::Const(constant), origin) = (g.op(n), &g.node(n).origin) else { return Ok(Verdict::NoMatch) };
-    let product = |user: NodeId| matches!(g.op(user), Op::MatMul(_)) && g.inputs_of(user)[1].node == n;
+    let product = |user: NodeId| weights(g, user).iter().any(|slot| g.inputs_of(user)[*slot].node == n);
     let Some(store) = config.named.get(origin.name()) else { return Ok(Verdict::NoMatch) };
     if g.users_of(n.into()).iter().all(|(user, _)| product(*user)) && !g.is_output(n.into()) {
         return Ok(Verdict::NoMatch);

@@ -7,9 +7,10 @@ use margay_driver::build::jit;
 use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, backend, build, compile};
 use margay_ir::ops::recurrence::Cell;
 use margay_ir::{Cx, Graph, NodeId, Op, Pass, eval};
+use margay_loops::Precision;
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::sketch::{recurrences, sites};
-use margay_passes::{ApplyPlan, make_trainable};
+use margay_passes::{ApplyPlan, StoreAs, StoreConstants, make_trainable};
 use margay_plan::{Budget, Choice, Goal};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
@@ -115,6 +116,29 @@ fn programs_hold_the_factors_alone() {
         let (before, after) = (constant_bytes(&g), constant_bytes(&replaced(&g, 32)));
         let columns = 128 * if cell == Cell::Gru { 4 } else { cell.gates() };
         assert_eq!(before - after, 4 * (128 * columns - 32 * (128 + columns)) as u64, "{cell:?}");
+    }
+}
+
+/// In 8 bits weights and factors take a quarter and their scales; a GRU reads the columns of its last gate as numbers once more.
+#[test]
+fn weights_of_a_state_are_stored_narrow() {
+    for (cell, attributes) in CELLS {
+        let g = dense(cell, attributes, 128);
+        let given = inputs(&g);
+        for g in [g.clone(), replaced(&g, 32)] {
+            let products = StoreAs::Precision(Precision::Int8);
+            let storage = StoreConstants { products, ..StoreConstants::default() };
+            let stored = build::stored(g.clone(), &storage, &mut Dump::none()).unwrap().0;
+            let (before, after) = (constant_bytes(&g), constant_bytes(&stored));
+            let most = if cell == Cell::Gru { 0.6 } else { 0.3 };
+            assert!((after as f64) < most * before as f64, "{cell:?}: {after} of {before}");
+            let expected = reference(&stored, &given);
+            let error = difference(&expected, &reference(&g, &given));
+            assert!(error > 1e-5 && error < 0.1, "{cell:?}: {error}");
+            assert!(difference(&compiled(&stored, &given), &expected) < 1e-4, "{cell:?}");
+            let read = import(&export(&stored, &ExportOptions::of(&stored)).unwrap()).unwrap();
+            assert!(difference(&reference(&read, &given), &expected) < 1e-5, "{cell:?}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use margay_driver::{Dump, Kind, Model, build, is_artifact};
 use margay_ir::{Graph, Op};
 use margay_onnx::{KnownInputs, Model as OnnxModel, OnnxError, import_for, supported_operators};
-use margay_passes::sketch::layers;
+use margay_passes::sketch::{layers, recurrences};
 use margay_tensor::{Binding, Symbol, is_named};
 use serde::Serialize;
 
@@ -192,7 +192,7 @@ impl Layers {
     pub(crate) fn of(g: &Graph) -> Layers {
         let mut all: BTreeMap<String, usize> = BTreeMap::new();
         all.extend(g.payloads().iter().map(|p| (p.key().to_string(), p.tensor().bytes().len())));
-        let layers = layers(g);
+        let layers = [layers(g), recurrences(g)].concat();
         let weights: BTreeSet<String> = layers.iter().map(|l| l.payload(g).key().to_string()).collect();
         let bytes = weights.iter().filter_map(|key| all.get(key)).sum::<usize>() as u64;
         Layers { count: layers.len(), bytes, constant_bytes: all.values().sum::<usize>() as u64 }

@@ -30,6 +30,7 @@
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
+use margay_plan::Settings;
 use margay_randnla::{Contents, CpOptions, DenseTensor, Matrix, RandnlaError, Stored, cp_als};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,10 @@ impl Scheme for CpScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<Cp>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<Cp>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

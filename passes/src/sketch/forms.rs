@@ -130,6 +130,15 @@ struct Loss {
 }
 
 impl<F: Form> Structured<F> {
+    /// As [`Scheme::check_at`](super::Scheme::check_at).
+    ///
+    /// # Errors
+    /// Those of [`Form::stored`].
+    pub(super) fn check_at(g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        let form = F::of(g, &Layer::of(g, site)).expect("sites have the form of their scheme");
+        form.stored(&settings.read()?).map(drop)
+    }
+
     /// Looks at a layer.
     ///
     /// # Errors

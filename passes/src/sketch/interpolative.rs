@@ -58,6 +58,10 @@ impl Scheme for InterpolativeScheme {
         layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        RankSettings::check_at(g, site, settings)
+    }
+
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let layer = Layer::of(context.graph, context.site);
         let input = layer.is_product() && layer.d_in <= layer.d_out;

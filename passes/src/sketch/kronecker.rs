@@ -29,6 +29,7 @@
 //! Blocks are not chosen by what calibration saw; the error is. Deliberately absent: convolutions of more than one tap.
 
 use margay_ir::Graph;
+use margay_plan::Settings;
 use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,10 @@ impl Scheme for KroneckerScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<Kronecker>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<Kronecker>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -96,6 +96,31 @@ impl RankSettings {
     pub(super) fn check(settings: &Settings) -> Result<(), String> {
         reads::<RankSettings>(settings)
     }
+
+    /// As [`Scheme::check_at`].
+    pub(super) fn check_at(g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        let RankSettings { rank } = settings.read()?;
+        check_rank(rank, Offered::of(&Layer::of(g, site)).max_rank)
+    }
+}
+
+/// How weights are decomposed, and up to which rank.
+#[derive(Clone, Copy)]
+struct Offered {
+    /// Large weights are decomposed by a randomized method, which pays for ranks well below the full one.
+    randomized: bool,
+    max_rank: usize,
+}
+
+impl Offered {
+    fn of(layer: &Layer) -> Offered {
+        let (d_in, d_out) = (layer.d_in, layer.outputs());
+        let smaller = d_in.min(d_out);
+        let randomized = smaller > LowRankOptions::default().exact_up_to;
+        let saving = (d_in * d_out).saturating_sub(1) / (d_in + d_out);
+        let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
+        Offered { randomized, max_rank: max_rank.max(1) }
+    }
 }
 
 impl Scheme for LowRankScheme {
@@ -113,6 +138,10 @@ impl Scheme for LowRankScheme {
     fn sites(&self, g: &Graph) -> Vec<Site> {
         let others = [lookups(g), recurrences(g)].concat();
         layers(g).iter().chain(&others).map(|layer| layer.site(g, self.facts().name)).collect()
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        RankSettings::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -204,13 +233,8 @@ impl FittedLowRank {
         let (d_in, d_out) = (layer.d_in, layer.outputs());
         let corrects = context.moments.is_some_and(|m| m[0].is_centred()) && !layer.is_recurrent();
         let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
-        let smaller = d_in.min(d_out);
-        let exact_up_to = LowRankOptions::default().exact_up_to;
-        // Large weights are decomposed by a randomized method, which pays for ranks well below the full one.
-        let randomized = smaller > exact_up_to;
-        let saving = (d_in * d_out).saturating_sub(1) / (d_in + d_out);
-        let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
-        let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
+        let Offered { randomized, max_rank } = Offered::of(&layer);
+        let options = LowRankOptions { max_rank: Some(max_rank), rsvd, ..LowRankOptions::default() };
         let decompose = |weight: &Matrix, seen: &Seen| {
             let (inputs, outputs) = (seen.whitening()?, seen.outputs()?);
             LowRank::new(weight, inputs.as_ref(), outputs.as_ref(), &options)

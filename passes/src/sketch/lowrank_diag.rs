@@ -28,6 +28,7 @@
 //! Deliberately absent: convolutions of more than one tap. Other sparse matrices beside factors are those of `lowrank-sparse`.
 
 use margay_ir::Graph;
+use margay_plan::Settings;
 use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure, Whitening};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,10 @@ impl Scheme for LowRankDiagScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<LowRankDiag>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<LowRankDiag>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

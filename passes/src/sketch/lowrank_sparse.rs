@@ -51,6 +51,7 @@
 //! Deliberately absent: convolutions, and blocks of entries.
 
 use margay_ir::Graph;
+use margay_plan::Settings;
 use margay_randnla::{Contents, Places, RandnlaError, Structure, lowrank_sparse};
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +103,10 @@ impl Scheme for LowRankSparseScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<LowRankSparse>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<LowRankSparse>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -182,6 +182,15 @@ pub trait Scheme: Sync {
     /// changes nothing.
     fn sites(&self, g: &Graph) -> Vec<Site>;
 
+    /// Says what is wrong with settings for a site, before anything is measured: that of a scheme of weights depends on their
+    /// extents.
+    ///
+    /// # Errors
+    /// Why these settings are not offered, in words.
+    fn check_at(&self, _: &Graph, _: &Site, settings: &Settings) -> Result<(), String> {
+        (self.facts().check)(settings)
+    }
+
     /// Looks at a site. Costs a factorization; everything afterwards is cheap.
     ///
     /// # Errors

@@ -30,6 +30,7 @@
 //! Deliberately absent: convolutions, and more than two factors (butterfly matrices).
 
 use margay_ir::Graph;
+use margay_plan::Settings;
 use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,10 @@ impl Scheme for MonarchScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<Monarch>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<Monarch>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -76,6 +76,12 @@ impl Scheme for NeuronsScheme {
         all.iter().filter_map(|second| self.pair(g, &all, second)).collect()
     }
 
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        let NeuronsSettings { units } = settings.read()?;
+        let [_, second] = ends(g, site);
+        check_rank(units, second.d_in)
+    }
+
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let (g, moments) = (context.graph, context.moments.map(|m| &*m[0]));
         let [first, second] = ends(g, context.site);

@@ -182,18 +182,12 @@ impl Scheme for PantherScheme {
         layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        FittedPanther::new(g, site, 0).offered(settings).map(drop)
+    }
+
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
-        let (g, site) = (context.graph, context.site);
-        let weight = g.constant(site.weights[0]).expect("the weight of a site is a constant");
-        let layer = Layer::of(g, site);
-        Ok(Box::new(FittedPanther {
-            seed: context.seed,
-            stream: first_stream(&site.name),
-            source: weight.key().to_string(),
-            d_in: site.d_in,
-            d_out: layer.outputs(),
-            kernel: layer.kernel().cloned(),
-        }))
+        Ok(Box::new(FittedPanther::new(context.graph, context.site, context.seed)))
     }
 
     /// Nothing that could be refitted by itself: beside each trained factor there is a random one.
@@ -239,6 +233,19 @@ fn first_stream(name: &str) -> u64 {
 }
 
 impl FittedPanther {
+    fn new(g: &Graph, site: &Site, seed: u64) -> FittedPanther {
+        let weight = g.constant(site.weights[0]).expect("the weight of a site is a constant");
+        let layer = Layer::of(g, site);
+        FittedPanther {
+            seed,
+            stream: first_stream(&site.name),
+            source: weight.key().to_string(),
+            d_in: site.d_in,
+            d_out: layer.outputs(),
+            kernel: layer.kernel().cloned(),
+        }
+    }
+
     /// The settings, if they make fewer numbers than the weight has: two products together are
     /// `2 terms · rank · (d_in + d_out)`, and the four convolutions of both sides
     /// `terms · rank · (d_in + d_out + channels + taps · d_out)`, for each group.

@@ -70,6 +70,13 @@ impl QuantizedSettings {
             false => Err(format!("{} bits are not offered, expected 3 or 4", read.bits)),
         }
     }
+
+    fn check(self, most: usize) -> Result<(), String> {
+        match self.rank <= most {
+            true => Ok(()),
+            false => Err(format!("rank {} is not offered, expected 0 to {most}", self.rank)),
+        }
+    }
 }
 
 /// How many bits an element may have.
@@ -96,6 +103,10 @@ impl Scheme for QuantizedScheme {
         let numbers = |storage: Storage| storage.scales == Scales::None && storage.signs.is_none();
         let takes = |layer: &&Layer| layer.is_linear(g) && numbers(layer.payload(g).storage());
         layers(g).iter().filter(takes).map(|layer| layer.site(g, self.facts().name)).collect()
+    }
+
+    fn check_at(&self, _: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        QuantizedSettings::read(settings)?.check(site.d_in.min(site.d_out))
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -147,10 +158,7 @@ struct Contents {
 impl FittedQuantized {
     fn settings(&self, settings: &Settings) -> Result<QuantizedSettings, String> {
         let read = QuantizedSettings::read(settings)?;
-        match read.rank <= self.max_rank() {
-            true => Ok(read),
-            false => Err(format!("rank {} is not offered, expected 0 to {}", read.rank, self.max_rank())),
-        }
+        read.check(self.max_rank()).map(|()| read)
     }
 
     fn max_rank(&self) -> usize {

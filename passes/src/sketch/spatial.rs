@@ -25,6 +25,7 @@
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
+use margay_plan::Settings;
 use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Stored};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,10 @@ impl Scheme for SpatialScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<Spatial>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<Spatial>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

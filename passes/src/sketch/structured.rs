@@ -33,6 +33,7 @@
 //! are faster. Deliberately absent: convolutions; a choice among forms.
 
 use margay_ir::Graph;
+use margay_plan::Settings;
 use margay_randnla::{Contents, RandnlaError, Structure, StructureOptions};
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +102,10 @@ impl Scheme for StructuredScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<AnyStructure>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<AnyStructure>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

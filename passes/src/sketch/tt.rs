@@ -61,6 +61,7 @@
 //! ```
 
 use margay_ir::Graph;
+use margay_plan::Settings;
 use margay_randnla::{Contents, DenseTensor, RandnlaError, Structure, tt_svd_to_rank};
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +104,13 @@ impl Scheme for TtScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         [sites::<TensorTrain>(g), sites::<TrainOfRows>(g)].concat()
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        match Layer::of(g, site).is_lookup() {
+            true => Structured::<TrainOfRows>::check_at(g, site, settings),
+            false => Structured::<TensorTrain>::check_at(g, site, settings),
+        }
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

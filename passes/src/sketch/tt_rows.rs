@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn extents_cover_all_places() {
         for (places, count, expected) in [
-            (30522, 3, vec![31, 32, 32]),
+            (30522, 3, vec![31, 31, 32]),
             (1000, 3, vec![10, 10, 10]),
             (13, 2, vec![4, 4]),
             (1, 2, vec![1, 1]),

@@ -29,6 +29,7 @@
 //! Strides, padding and dilation are those of the kernel in the middle, and all three have as many groups as it.
 
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
+use margay_plan::Settings;
 use margay_randnla::{Contents, Factors, Gram, LowRank, LowRankOptions, Matrix, RandnlaError, Stored};
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +62,10 @@ impl Scheme for TuckerScheme {
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         sites::<Tucker>(g)
+    }
+
+    fn check_at(&self, g: &Graph, site: &Site, settings: &Settings) -> Result<(), String> {
+        Structured::<Tucker>::check_at(g, site, settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -47,8 +47,8 @@ pub(crate) struct Fit {
 /// What is to be fitted, in the order of the sites: every scheme that may be chosen, or what a plan names.
 ///
 /// # Errors
-/// [`DriverError::Options`] with all that is wrong with a plan: schemes that do not take their sites, and sites that share a
-/// weight.
+/// [`DriverError::Options`] with all that is wrong with a plan: schemes that do not take their sites, settings that these do not
+/// have, and sites that share a weight.
 pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     let (sites, seed) = (&job.sites, job.options.seed());
     if !job.options.sketches() {
@@ -77,6 +77,10 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
         let other = tasks.iter().find(|t| sites[t.site].weights.iter().any(|w| site.weights.contains(w)));
         if let Some(other) = other {
             refused(format!("`{}` replaces one of its weights already", sites[other.site].name));
+            continue;
+        }
+        if let Err(why) = scheme.check_at(job.graph(), site, &choice.settings) {
+            refused(why);
             continue;
         }
         let settings = Some(choice.settings.clone());
