@@ -230,6 +230,15 @@ fn a_model_is_compiled_for_a_device_and_runs_there() {
             assert_eq!(counted["registers_are_counted"], true);
         }
     }
+    // Programs that are no ptxas.
+    for (program, said) in [
+        ("/none/ptxas", "`/none/ptxas`: No such file or directory"),
+        ("false", "`false`: it refuses a kernel: without a word"),
+        ("true", "`true`: it tells no registers that can be read: ``"),
+    ] {
+        let expected = format!("error: what kernels take of a device cannot be told: {said}");
+        machine.refused(&format!("inspect gpu.margay --ptxas {program}"), 3, &expected);
+    }
     let text = machine.done("inspect gpu.margay").stdout;
     assert!(text.contains("kernels for sm_80, not measured") && text.contains("<= 255"), "{text}");
     let host = json(&machine.done("compile model.onnx -o cpu.margay --json").stdout);
@@ -269,7 +278,7 @@ fn what_a_machine_lacks_is_said_with_an_exit_code_of_its_own() {
             "fault=0",
             "the device failed: unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED), in one of the steps 0 (`",
         ),
-        ("fault=2", "help: `margay run --step-by-step` waits for each step"),
+        ("fault=2", "help: `--step-by-step` waits for each step"),
     ] {
         machine = machine.with(device);
         machine.refused(&format!("{RUN} --device cuda"), 4, expected);
@@ -283,23 +292,72 @@ fn what_a_machine_lacks_is_said_with_an_exit_code_of_its_own() {
 }
 
 #[test]
-fn a_device_that_fails_is_told_with_its_step() {
-    let machine = Machine::new();
+fn what_fails_on_a_device_is_told_with_its_step() {
+    let mut machine = Machine::new();
     machine.done("compile model.onnx -o gpu.margay --device cuda:sm_80 --dim batch=2");
-    let steps = json(&machine.done("bench gpu.margay --inputs in.npz --rounds 1 --steps --json").stdout);
-    let label = |step: usize| steps["models"][0]["steps"][step]["label"].as_str().unwrap().to_owned();
+    let bench = "bench gpu.margay --inputs in.npz --rounds 1 --steps";
+    let report = json(&machine.done(&format!("{bench} --json")).stdout);
+    let steps = report["models"][0]["steps"].as_array().unwrap();
+    let named = |step: usize| format!("{step} (`{}`)", steps[step]["label"].as_str().unwrap());
     let run = format!("{RUN} --device cuda");
     machine.done(&format!("{run} --step-by-step"));
-    // The first two steps have one kernel each.
-    let machine = machine.with("fault=1");
-    let expected = format!("(CUDA_ERROR_LAUNCH_FAILED), in step 1 (`{}`)", label(1));
-    machine.refused(&format!("{run} --step-by-step"), 4, &expected);
-    let ran = machine.run(&run);
-    let expected = format!("in one of the steps 0 (`{}`) to ", label(0));
-    assert!(ran.stderr.contains(&expected), "{expected}: {}", ran.stderr);
-    let machine = machine.with("fault=0");
-    let expected = format!("in step 0 (`{}`)\n", label(0));
-    machine.refused(&format!("{run} --step-by-step"), 4, &expected);
+    fs::remove_file(machine.place.path("out.npz")).unwrap();
+    let last = steps.len() - 1;
+    assert!(last > 1, "{report}");
+    let all = format!("in one of the steps {} to {}", named(0), named(last));
+    let hint = "\nhelp: `--step-by-step` waits for each step, and tells which one it is\n";
+    let failed = "error: the device failed: unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED)";
+    let illegal = "error: this is a bug of margay: a kernel failed on the device: an illegal memory access was encountered \
+                   (CUDA_ERROR_ILLEGAL_ADDRESS)";
+    // The first steps have one kernel each. A fault is told by the wait for all that was submitted, or by a call before it.
+    for (device, step, code, said) in [
+        ("fault=0", 0, 4, failed),
+        ("fault=1", 1, 4, failed),
+        ("illegal=0", 0, 101, illegal),
+        ("illegal=1", 1, 101, illegal),
+        ("illegal=1,eager=1", 1, 101, illegal),
+    ] {
+        machine = machine.with(device);
+        machine.refused(&run, code, &format!("{said}, {all}{hint}"));
+        machine.refused(
+            &format!("{run} --step-by-step"),
+            code,
+            &format!("{said}, in step {}\n", named(step)),
+        );
+        assert!(!machine.place.path("out.npz").exists(), "{device}: nothing is written");
+        // Other commands do not have the option.
+        let other = machine.run(bench);
+        assert!(other.code == code && other.stderr.contains(&format!("{said}, {all}")), "{}", other.stderr);
+        assert!(!other.stderr.contains("help: "), "{}", other.stderr);
+    }
+}
+
+#[test]
+fn a_fault_is_told_with_the_steps_between_two_decisions() {
+    let machine = Machine::new();
+    let g = text::parse(DECIDED, &|_, _| None).unwrap_or_else(|e| panic!("{e}"));
+    let model = export(&g, &ExportOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    model.write(&machine.place.path("decided.onnx"), External::Never).unwrap();
+    machine.done("compile decided.onnx -o gpu.margay --device cuda:sm_80");
+    let m = Tensor::from_slice(&[3, 2], &[1i64, 1, 0, 1, 0, 0]).unwrap();
+    let ones = |shape: &[usize]| Tensor::from_slice(shape, &vec![1f32; shape.iter().product()]).unwrap();
+    machine.place.write_npz("in.npz", &[("m", m), ("x", ones(&[1, 4])), ("w", ones(&[4, 4]))]);
+    let machine = machine.with("trace=calls");
+    machine.done(&format!("{RUN} --step-by-step"));
+    let calls = fs::read_to_string(machine.place.path("calls")).unwrap();
+    let launches = calls.lines().filter(|line| *line == "cuLaunchKernel").count();
+    // The first launch is before the number of repetitions is read, the last one behind that.
+    let is_first = |ran: &Ran| ran.stderr.contains(" 0 (`");
+    let is_last = |ran: &Ran| ran.stderr.contains("(`neg + tanh");
+    let machine = machine.with("illegal=0");
+    let ran = machine.run(RUN);
+    assert!(ran.code == 101 && is_first(&ran) && !is_last(&ran), "{}", ran.stderr);
+    let machine = machine.with(format!("illegal={}", launches - 1).leak());
+    let ran = machine.run(RUN);
+    assert!(ran.code == 101 && !is_first(&ran) && is_last(&ran), "{}", ran.stderr);
+    assert!(ran.stderr.contains("in one of the steps "), "{}", ran.stderr);
+    let ran = machine.run(&format!("{RUN} --step-by-step"));
+    assert!(ran.code == 101 && ran.stderr.contains("in step ") && is_last(&ran), "{}", ran.stderr);
 }
 
 #[test]

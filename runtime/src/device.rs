@@ -150,13 +150,16 @@ pub enum Fault {
     },
     /// The code does what no code may; the text names the place. Only a device that notices it says so.
     Code(String),
+    /// A kernel did what no code may, and a later call told of it: kernels run while the host goes on. The text says what, and
+    /// knows no place.
+    Kernel(String),
     /// The device failed, or its driver; the text says how.
     Device(String),
     /// One of these steps is at fault: those that were submitted when the device was last known to be well.
     Within {
         /// Their numbers.
         steps: RangeInclusive<usize>,
-        /// What is wrong; of the code or the device.
+        /// What is wrong; of the code, a kernel or the device.
         fault: Box<Fault>,
     },
 }
@@ -167,15 +170,15 @@ impl Fault {
     pub fn at(self, place: impl fmt::Display) -> Fault {
         match self {
             Fault::Code(problem) => Fault::Code(format!("{place}: {problem}")),
-            Fault::Requirement { .. } | Fault::Device(_) | Fault::Within { .. } => self,
+            Fault::Requirement { .. } | Fault::Kernel(_) | Fault::Device(_) | Fault::Within { .. } => self,
         }
     }
 
-    /// The fault as one of some steps, if it is one of the code or the device.
+    /// The fault as one of some steps, if it is one of the code, a kernel or the device.
     #[must_use]
     pub fn within(self, steps: Option<RangeInclusive<usize>>) -> Fault {
         match (self, steps) {
-            (fault @ (Fault::Code(_) | Fault::Device(_)), Some(steps)) => {
+            (fault @ (Fault::Code(_) | Fault::Kernel(_) | Fault::Device(_)), Some(steps)) => {
                 Fault::Within { steps, fault: Box::new(fault) }
             }
             (fault, _) => fault,
@@ -188,10 +191,11 @@ impl From<Fault> for RunError {
     fn from(fault: Fault) -> RunError {
         match fault {
             Fault::Code(problem) => RunError::Program { problem },
-            Fault::Device(problem) => RunError::Device { problem, steps: 0 },
+            Fault::Kernel(problem) => RunError::Kernel { problem, steps: None },
+            Fault::Device(problem) => RunError::Device { problem, steps: None },
             Fault::Within { steps, fault } => {
                 let named = |step: usize| step.to_string();
-                RunError::from(*fault).within(&steps, &named)
+                RunError::from(*fault).within(steps, &named)
             }
             Fault::Requirement { step, requirement } => RunError::Fault {
                 step: format!("step {step}"),

@@ -1,5 +1,6 @@
 //! What can go wrong.
 
+use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 
@@ -54,12 +55,21 @@ pub enum RunError {
         runs: String,
     },
     /// The device failed while it was used, or its driver (the machine's fault).
-    #[error("the device failed: {problem}")]
+    #[error("the device failed: {problem}{}", place(steps.as_ref()))]
     Device {
-        /// What the driver says, and which steps may be at fault.
+        /// What the driver says.
         problem: String,
-        /// How many these are; 0 where that is not known.
-        steps: usize,
+        /// The steps that may be at fault; `None` where that is not known.
+        steps: Option<FailedSteps>,
+    },
+    /// A kernel did what no code may, such as reaching outside of all memory, and the device told of it when it was waited for (our
+    /// fault).
+    #[error("a kernel failed on the device: {problem}{}", place(steps.as_ref()))]
+    Kernel {
+        /// What the driver says.
+        problem: String,
+        /// The steps that may be at fault; `None` where that is not known.
+        steps: Option<FailedSteps>,
     },
     /// The code is not what the back end writes (the file's fault).
     #[error("malformed code: {problem}")]
@@ -122,6 +132,36 @@ pub enum RunError {
     },
 }
 
+/// Steps that were submitted together, one of which made a device fail.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FailedSteps {
+    /// Their numbers.
+    pub numbers: RangeInclusive<usize>,
+    /// The first and the last in words.
+    words: [String; 2],
+}
+
+impl FailedSteps {
+    /// Whether it is known which one it is.
+    pub fn is_one(&self) -> bool {
+        self.numbers.start() == self.numbers.end()
+    }
+}
+
+impl fmt::Display for FailedSteps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, last] = &self.words;
+        match self.is_one() {
+            true => write!(f, "in step {first}"),
+            false => write!(f, "in one of the steps {first} to {last}"),
+        }
+    }
+}
+
+fn place(steps: Option<&FailedSteps>) -> String {
+    steps.map_or(String::new(), |steps| format!(", {steps}"))
+}
+
 fn of_all(all: Option<usize>) -> String {
     all.map_or(String::new(), |all| format!(", of {all} that the plan takes in all"))
 }
@@ -138,20 +178,23 @@ impl RunError {
         }
     }
 
+    /// The steps that may be at fault where a device failed, or a kernel on it.
+    pub fn failed_steps(&self) -> Option<&FailedSteps> {
+        match self {
+            RunError::Device { steps, .. } | RunError::Kernel { steps, .. } => steps.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The error of a device or of code with the steps that may be at fault, each in words.
     #[must_use]
-    pub(crate) fn within(self, steps: &RangeInclusive<usize>, words: &dyn Fn(usize) -> String) -> RunError {
-        let (first, last) = (*steps.start(), *steps.end());
-        let place = match first == last {
-            true => format!("in step {}", words(first)),
-            false => format!("in one of the steps {} to {}", words(first), words(last)),
-        };
+    pub(crate) fn within(self, numbers: RangeInclusive<usize>, words: &dyn Fn(usize) -> String) -> RunError {
+        let words = [words(*numbers.start()), words(*numbers.end())];
+        let steps = FailedSteps { numbers, words };
         match self {
-            RunError::Device { problem, .. } => {
-                let steps = last.saturating_sub(first) + 1;
-                RunError::Device { problem: format!("{problem}, {place}"), steps }
-            }
-            RunError::Program { problem } => RunError::Program { problem: format!("{problem}, {place}") },
+            RunError::Device { problem, .. } => RunError::Device { problem, steps: Some(steps) },
+            RunError::Kernel { problem, .. } => RunError::Kernel { problem, steps: Some(steps) },
+            RunError::Program { problem } => RunError::Program { problem: format!("{problem}, {steps}") },
             other => other,
         }
     }

@@ -59,6 +59,14 @@ impl Executable {
         Executable::load(Contents { description, code: artifact.code().into(), weights }, devices)
     }
 
+    /// Whether a device accepts code of an artifact for every entry, as it has to where the artifact is loaded on it.
+    ///
+    /// # Errors
+    /// What the device lacks; [`RunError::NoCode`] where an entry has no code for its back end.
+    pub fn is_accepted(artifact: &Artifact, device: &dyn Device) -> Result<(), RunError> {
+        sections_for(&artifact.description().entries, device).map(drop)
+    }
+
     /// Loads code that was compiled in this process for the processor.
     pub fn from_parts(parts: Parts) -> Result<Executable, RunError> {
         Executable::from_parts_on(parts, &[Arc::new(CpuDevice)])

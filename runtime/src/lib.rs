@@ -30,7 +30,7 @@ mod states;
 
 pub use cpu::{CpuDevice, Job, Pool};
 pub use device::Device;
-pub use error::RunError;
+pub use error::{FailedSteps, RunError};
 pub use executable::Executable;
 pub use gpu::GpuDevice;
 pub use session::{Outputs, Session, SessionOptions};

@@ -292,9 +292,9 @@ fn fault(fault: Fault, steps: &[StepNote]) -> RunError {
                 Some(label) => format!("{step} (`{label}`)"),
                 None => step.to_string(),
             };
-            return RunError::from(*fault).within(&range, &words);
+            return RunError::from(*fault).within(range, &words);
         }
-        Fault::Code(_) | Fault::Device(_) => return fault.into(),
+        Fault::Code(_) | Fault::Kernel(_) | Fault::Device(_) => return fault.into(),
     };
     let note = steps.get(step);
     let label = label(steps, step);

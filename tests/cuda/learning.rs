@@ -3,8 +3,11 @@
 
 use std::fs;
 
-use margay_tensor::Tensor;
+use margay_artifact::ArtifactBuilder;
+use margay_driver::{Dump, backend, build, open};
+use margay_loops::Precision;
 use margay_tensor::random::Philox;
+use margay_tensor::{Binding, Tensor};
 
 use crate::place::{Place, json, node, write_model_of};
 use crate::{Machine, difference};
@@ -172,4 +175,46 @@ fn where_there_may_be_a_device_the_one_that_is_taken_is_told() {
     }
     machine.refused(&of("gpu.margay"), 4, "no device");
     machine.refused(bench, 4, "no device");
+}
+
+#[test]
+fn only_a_device_that_is_missing_or_too_old_gives_way_to_the_processor() {
+    let mut machine = machine();
+    let graph = open(&machine.place.path("dense.onnx")).unwrap().graph;
+    let binding: Binding = [("N".into(), ROWS as i64)].into_iter().collect();
+    let backends = ["cpu", "cuda:sm_80", "cuda:sm_90"]
+        .map(|name| backend::named(name, "native", Precision::F32).unwrap());
+    let mut all = ArtifactBuilder::new("all");
+    for backend in &backends {
+        build::add_entry(&mut all, &graph, &binding, &**backend, &mut Dump::none()).unwrap();
+    }
+    all.write(&machine.place.path("all.margay")).unwrap();
+    let run = |model: &str| format!("run {model} --inputs x.npz --outputs out.npz --device cuda-or-cpu");
+    for (device, model, said) in [
+        // One of two sections for devices is enough, as for `cuda`.
+        ("", "all.margay", "is `cuda`: a device that is not there of sm_80"),
+        ("capability=90", "all.margay", "is `cuda`: a device that is not there of sm_90"),
+        ("capability=75", "all.margay", "is `cpu`: compiled for `sm_80`, and the device is"),
+        ("capability=75", "dense.onnx", "is `cuda`: a device that is not there of sm_75"),
+        (
+            "capability=70",
+            "dense.onnx",
+            "is `cpu`: no device: the device is a device that is not there of sm_70",
+        ),
+        ("devices=0", "all.margay", "is `cpu`: no device"),
+    ] {
+        machine = machine.with(device);
+        let ran = machine.done(&run(model));
+        assert!(ran.stderr.contains(&format!("note: `cuda-or-cpu` {said}")), "{device}: {}", ran.stderr);
+        let run = run(model).replace("cuda-or-cpu", "cuda");
+        assert_eq!(machine.run(&run).code == 0, said.starts_with("is `cuda`"), "{device}: {model}");
+    }
+    for (device, code) in [("memory=5000", 4), ("fault=0", 4), ("illegal=0", 101)] {
+        machine = machine.with(device);
+        fs::remove_file(machine.place.path("out.npz")).ok();
+        for model in ["all.margay", "dense.onnx"] {
+            machine.refused(&run(model), code, "note: `cuda-or-cpu` is `cuda`");
+        }
+        assert!(!machine.place.path("out.npz").exists(), "{device}");
+    }
 }

@@ -22,6 +22,8 @@ use margay_emulator::Emulator;
 use margay_ir::ops::Const;
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value};
 use margay_kernels_gpu::{Class, GpuCode, GpuTarget};
+use margay_loops::CompileError;
+use margay_lower::LowerError;
 use margay_runtime::{Device, Executable, GpuDevice};
 use margay_tensor::{Binding, Tensor};
 
@@ -54,6 +56,16 @@ fn parts_of(g: &Graph, binding: &Binding, backend: &GpuBackend) -> Result<Parts,
 fn loaded(parts: Parts, emulator: &Emulator) -> Result<Executable, DriverError> {
     let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(emulator.clone())));
     Ok(Executable::from_parts_on(parts, &[device])?)
+}
+
+/// Whether an error says that the back end has no kernel for what a graph does. No other one is a reason to leave a case out.
+fn is_unsupported(error: &DriverError) -> bool {
+    matches!(
+        error,
+        DriverError::Lower(LowerError::Unsupported { .. } | LowerError::NoKernel { .. })
+            | DriverError::NoKernel(_)
+            | DriverError::Compile(CompileError::NoKernel(_) | CompileError::Unsupported(_))
+    )
 }
 
 /// Changes the kernels of what was compiled.

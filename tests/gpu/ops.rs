@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use margay_codegen_gpu::{GpuBackend, Mlir};
-use margay_driver::{DriverError, Kind};
+use margay_driver::DriverError;
 use margay_emulator::Emulator;
 use margay_ir::{Graph, Op, eval};
 use margay_kernels_gpu::{Class, GpuTarget};
@@ -11,7 +11,7 @@ use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 use margay_testkit::{Tolerance, assert_close, case_inputs, max_error};
 
-use crate::{change_kernels, emulated, graph_of, loaded, named, parts_of};
+use crate::{change_kernels, emulated, graph_of, is_unsupported, loaded, named, parts_of};
 
 /// Orders of threads that each case runs in.
 const ORDERS: usize = 5;
@@ -36,7 +36,7 @@ fn compare(
     let expected = eval::run(&g, &by_name).unwrap_or_else(|e| panic!("{op:?}: {e}"));
     let executable = match compile(&g) {
         Ok(executable) => executable,
-        Err(e) if e.kind() == Kind::Usage => return Err(e.to_string()),
+        Err(e) if is_unsupported(&e) => return Err(e.to_string()),
         Err(e) => panic!("{op:?}: {e}\n{g}"),
     };
     let mut session = Session::new(&executable, SessionOptions { threads: 1 }).expect("memory");

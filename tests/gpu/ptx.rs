@@ -1,5 +1,5 @@
 //! PTX of every kernel that the cases of operators, their derivatives, whole networks and training steps need, linted, and assembled
-//! where ptxas is at hand: the variable `MARGAY_PTXAS` names it.
+//! where ptxas is at hand: the variable `MARGAY_PTXAS` names it. With `--nocapture` the registers of the kernels are told.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -13,7 +13,8 @@ use margay_testkit::case_inputs;
 
 use crate::models::Network;
 use crate::{
-    attention, code_in, code_of, derivatives, graph_of, models, parts_of, products, stored, training,
+    attention, code_in, code_of, derivatives, graph_of, is_unsupported, models, parts_of, products, stored,
+    training,
 };
 
 /// The MLIR of all kernels for a class of devices, each once: exact, and where factors may be rounded to tf32.
@@ -29,8 +30,9 @@ fn kernels(class: Class) -> BTreeSet<String> {
         let derived = derivatives::graphs().into_iter().map(|(g, _)| g);
         let forms = products::graphs().into_iter().chain(attention::graphs()).chain(stored::graphs());
         for g in graphs.chain(derived).chain(forms) {
-            if let Ok(code) = code_of(&g, &backend) {
-                found.extend(code.modules);
+            match code_of(&g, &backend) {
+                Ok(code) => found.extend(code.modules),
+                Err(e) => assert!(is_unsupported(&e), "{e}\n{g}"),
             }
         }
         for Network { name, graph, binding } in models::networks() {
@@ -61,28 +63,44 @@ fn joined(modules: &[String]) -> String {
     all
 }
 
-/// What ptxas says of PTX for a target, if there is one.
-fn assembled(ptx: &str, target: GpuTarget) -> Option<String> {
+/// What kernels of a class are assembled for: the class, and the devices of it that have instructions of their own.
+fn architectures(class: Class) -> &'static [&'static str] {
+    match class {
+        Class::Sm75 => &["sm_75"],
+        Class::Sm80 => &["sm_80"],
+        Class::Sm90 => &["sm_90", "sm_90a"],
+    }
+}
+
+/// What ptxas says of PTX for an architecture, if there is one.
+fn assembled(ptx: &str, architecture: &str) -> Option<String> {
     let ptxas = std::env::var_os("MARGAY_PTXAS")?;
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("kernels.ptx");
     std::fs::write(&file, ptx).expect("a file");
     let output = Command::new(ptxas)
-        .args(["-v", "-arch", target.name(), "-o"])
+        .args(["-v", "-arch", architecture, "-o"])
         .arg(folder.path().join("kernels.cubin"))
         .arg(&file)
         .output()
         .expect("ptxas runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "ptxas refuses {}: {said}", target.name());
+    assert!(output.status.success(), "ptxas refuses {architecture}: {said}");
     Some(said)
+}
+
+/// The registers of a thread of each kernel, rising, in what ptxas says.
+fn registers(said: &str) -> Vec<usize> {
+    let of_line = |line: &str| line.split_once("Used ")?.1.split_once(" registers")?.0.parse().ok();
+    let mut all: Vec<usize> = said.lines().filter_map(of_line).collect();
+    all.sort_unstable();
+    all
 }
 
 #[test]
 fn kernels_assemble_without_spills_for_every_device() {
     let mlir = Mlir::new();
     for target in Class::ALL.map(GpuTarget::new) {
-        let begin = Instant::now();
         let kernels = kernels(target.class());
         assert!(kernels.len() > 150, "{}", kernels.len());
         let mut modules = Vec::new();
@@ -95,24 +113,32 @@ fn kernels_assemble_without_spills_for_every_device() {
         }
         let on_units = modules.iter().filter(|ptx| ptx.contains("mma.sync.aligned")).count();
         assert_eq!(on_units > 0, target.class() >= Class::Sm80, "{}", target.name());
-        let Some(said) = assembled(&joined(&modules), target) else {
-            println!("skipped: no ptxas");
-            continue;
-        };
-        let frames = said.lines().filter(|line| line.contains("stack frame")).count();
-        assert_eq!(frames, kernels.len(), "{said}");
-        let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-        let mut of_kernel = "";
-        for line in said.lines() {
-            of_kernel = line.split_once("Function properties for kernel").map_or(of_kernel, |(_, n)| n);
-            let kernel = || of_kernel.trim().parse().ok().and_then(|n: usize| kernels.iter().nth(n));
-            assert!(!line.contains("stack frame") || line.trim() == clean, "{line}: {:?}", kernel());
+        println!("{}: {} kernels, {on_units} with matrix units", target.name(), kernels.len());
+        let joined = joined(&modules);
+        for architecture in architectures(target.class()) {
+            let begin = Instant::now();
+            let Some(said) = assembled(&joined, architecture) else {
+                println!("skipped: no ptxas");
+                continue;
+            };
+            let frames = said.lines().filter(|line| line.contains("stack frame")).count();
+            assert_eq!(frames, kernels.len(), "{said}");
+            let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+            let mut of_kernel = "";
+            for line in said.lines() {
+                of_kernel = line.split_once("Function properties for kernel").map_or(of_kernel, |(_, n)| n);
+                let kernel = || of_kernel.trim().parse().ok().and_then(|n: usize| kernels.iter().nth(n));
+                assert!(!line.contains("stack frame") || line.trim() == clean, "{line}: {:?}", kernel());
+            }
+            let registers = registers(&said);
+            assert_eq!(registers.len(), kernels.len(), "{said}");
+            let [half, most] = [registers[registers.len() / 2], registers[registers.len() - 1]];
+            let beyond = registers.iter().filter(|n| **n > 128).count();
+            println!(
+                "{architecture}: no spills; registers: half of the kernels up to {half}, all up to {most}, {beyond} more than \
+                 128; assembled in {} s",
+                begin.elapsed().as_secs()
+            );
         }
-        let seconds = begin.elapsed().as_secs();
-        println!(
-            "{}: {} kernels, {on_units} with matrix units, in {seconds} s",
-            target.name(),
-            kernels.len()
-        );
     }
 }

@@ -62,7 +62,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.toml")]
     cost_model: Option<PathBuf>,
     /// Device that runs the artifacts that have code for it: cuda, or cuda:1 for the second one, or emulated; cuda-or-cpu for cuda
-    /// where it can run the artifact, and else for cpu; all other models run where they did [default: the first that an artifact has code for].
+    /// if a device is found that is not too old for the artifact, and else for cpu (too little memory and a device that fails are
+    /// errors all the same); all other models run where they did [default: the first that an artifact has code for].
     #[arg(long, value_name = "NAME[:NUMBER]")]
     device: Option<String>,
     /// Also show where the time goes, step by step.

@@ -12,9 +12,9 @@ use crate::note;
 /// Where a model learns.
 #[derive(clap::Args)]
 pub(crate) struct LearningDevice {
-    /// Device that runs training steps and evaluations: cpu; cuda, or cuda:1 for the second one; cuda-or-cpu for cuda where there is
-    /// one, and else for cpu; or, slowly, emulated or reference. Checkpoints go from one to another. What is written is compiled for
-    /// the processor.
+    /// Device that runs training steps and evaluations: cpu; cuda, or cuda:1 for the second one; cuda-or-cpu for cuda if a device is
+    /// found that code is made for, and else for cpu (a missing kernel, too little memory and a device that fails are errors all the
+    /// same); or, slowly, emulated or reference. Checkpoints go from one to another. What is written is compiled for the processor.
     #[arg(long, value_name = "NAME[:NUMBER]", default_value = "cpu")]
     device: String,
 }
@@ -33,7 +33,7 @@ impl LearningDevice {
 /// is a file as it is.
 ///
 /// # Errors
-/// A file that cannot be read, and a driver that fails.
+/// A file that cannot be read.
 pub(crate) fn chosen(name: &str, model: Option<&Path>) -> Result<String, Failure> {
     let choice = device_for(name, model)?;
     if let Some(why) = choice.why {

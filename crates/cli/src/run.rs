@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use margay::{
-    ErrorScope, Given, KnownInputs, MaskChoice, Precision, Predictor, RunOptions, Tolerance, compare_outputs,
-    write_npz,
+    Error, ErrorScope, Given, KnownInputs, MaskChoice, Precision, Predictor, RunOptions, Tolerance,
+    compare_outputs, write_npz,
 };
 
 use crate::args::{InputArgs, RunArgs, not_negative, note_fixed, note_runs, precision};
@@ -34,9 +34,10 @@ pub(crate) struct Args {
     /// Precision of products with constant matrices of an ONNX file.
     #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
-    /// Device that runs the model: cpu, cuda, or cuda:1 for the second one; cuda-or-cpu for cuda where it can run the model, and
-    /// else for cpu; or, slowly and with every access checked, reference, or emulated, which runs code for cuda [default: the first
-    /// that an artifact has code for, and cpu for an ONNX file].
+    /// Device that runs the model: cpu, cuda, or cuda:1 for the second one; cuda-or-cpu for cuda if a device is found that is not
+    /// too old for the code, and else for cpu (a missing kernel, too little memory and a device that fails are errors all the same);
+    /// or, slowly and with every access checked, reference, or emulated, which runs code for cuda [default: the first that an
+    /// artifact has code for, and cpu for an ONNX file].
     #[arg(long = "device", alias = "backend", value_name = "NAME[:NUMBER]")]
     backend: Option<String>,
     /// On a device, wait for each step before the next one, so that a failure is told with the step. Slower.
@@ -76,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     }
     let mut model = Predictor::open_for(&args.model, &options, &KnownInputs::of(&inputs))?;
     note_fixed(&model);
-    let outputs = model.predict(&inputs)?;
+    let outputs = model.predict(&inputs).map_err(failed)?;
     note_runs(&model, &inputs)?;
     if let Some(path) = &args.outputs {
         save(path, |out| write_npz(out, &outputs))?;
@@ -98,4 +99,19 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         note(format!("{} outputs are what the test data say", found.len()));
     }
     Ok(Reply::default())
+}
+
+/// The failure of a run; where one of several steps is at fault, with what tells which one.
+fn failed(error: Error) -> Failure {
+    let is_open = match &error {
+        Error::Run(error) => error.failed_steps().is_some_and(|steps| !steps.is_one()),
+        _ => false,
+    };
+    let failure = Failure::from(error);
+    match is_open {
+        true => {
+            failure.with_help("`--step-by-step` waits for each step, and tells which one it is".to_owned())
+        }
+        false => failure,
+    }
 }

@@ -1,5 +1,7 @@
 //! What can go wrong.
 
+use std::path::PathBuf;
+
 /// A program cannot be turned into kernels.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CodegenError {
@@ -20,4 +22,21 @@ pub enum CodegenError {
     /// LLVM refused what was written (our fault).
     #[error("mlir: {0}")]
     Mlir(String),
+}
+
+/// What kernels take of a multiprocessor cannot be told.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ResourcesError {
+    /// The code is not what the back end writes (the file's fault).
+    #[error("malformed code: {0}")]
+    Code(String),
+    /// The program that is to count registers does not run, refuses a kernel, or says nothing that can be read (the file's
+    /// fault: it is no ptxas, or one of another version).
+    #[error("`{}`: {problem}", path.display())]
+    Ptxas {
+        /// The program.
+        path: PathBuf,
+        /// What it says, or what is wrong with that.
+        problem: String,
+    },
 }

@@ -24,7 +24,7 @@ mod resources;
 mod statement;
 
 pub use backend::{EMULATED, GpuBackend, NAME};
-pub use error::CodegenError;
+pub use error::{CodegenError, ResourcesError};
 pub use mapping::{Mapping, Share, map};
 #[cfg(feature = "gpu")]
 pub use mlir::{HostCode, Mlir};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use margay_artifact::{Artifact, CodeSection, Parts};
 pub(crate) use margay_codegen_cpu::CostModel;
 use margay_codegen_cpu::CpuBackend;
-use margay_codegen_gpu::GpuBackend;
 pub use margay_codegen_gpu::{EMULATED, LaunchUse};
+use margay_codegen_gpu::{GpuBackend, ResourcesError};
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_kernels_gpu::{Class as GpuClass, GpuTarget};
 pub use margay_loops::Backend;
@@ -22,7 +22,7 @@ use crate::DriverError;
 type Made = Result<Arc<dyn Backend>, String>;
 
 /// By step, what its launches take of a device; `None` where code has no launches.
-type LaunchUses = Option<Result<Vec<Vec<LaunchUse>>, String>>;
+type LaunchUses = Option<Result<Vec<Vec<LaunchUse>>, ResourcesError>>;
 
 /// A back end, and the device that runs its code.
 struct Entry {
@@ -241,7 +241,7 @@ pub fn least_seconds(backend: &dyn Backend, operations: u64, bytes: u64) -> Opti
 /// counts registers, and else at most. `None` for processors.
 ///
 /// # Errors
-/// [`DriverError::Options`] for code that cannot be read, and where ptxas fails.
+/// [`DriverError::Resources`] for code that cannot be read, and where ptxas fails or says what cannot be read.
 pub fn launch_uses(
     artifact: &Artifact,
     section: &CodeSection,
@@ -250,7 +250,7 @@ pub fn launch_uses(
     let parts = &section.parts;
     let Some(entry) = BACKENDS.iter().find(|entry| entry.name == parts.backend) else { return Ok(None) };
     let code = &artifact.code()[section.code.clone()];
-    (entry.launch_uses)(&parts.target, code, ptxas).transpose().map_err(DriverError::Options)
+    (entry.launch_uses)(&parts.target, code, ptxas).transpose().map_err(DriverError::Resources)
 }
 
 /// Every back end with every class of machines whose code runs here, for tests that compare them.
@@ -299,14 +299,14 @@ pub fn on(device: &str, precision: Precision) -> Result<Arc<dyn Backend>, Driver
     (entry.here)(number, precision)
 }
 
-/// The name that stands for the first GPU of this machine, or for the processor where nothing can be run on that.
+/// The name that stands for the first GPU of this machine, or for the processor where there is none that can run the code.
 pub const CUDA_OR_CPU: &str = "cuda-or-cpu";
 
-/// Whether the first GPU of this machine can run something: the code of an artifact, or, without one, what is compiled in this
-/// process. `Ok` has the device in words, `Err` says what is lacking.
+/// Whether the first GPU of this machine can run something: the code of an artifact, by the rule that [`Executable`] loads by, or,
+/// without one, what is compiled in this process. `Ok` has the device in words, `Err` says what is lacking.
 ///
 /// # Errors
-/// A driver that fails in another way than by lacking a device.
+/// An artifact that has no code for GPUs, or not for every entry.
 pub fn first_gpu(artifact: Option<&Artifact>) -> Result<Result<String, String>, DriverError> {
     if artifact.is_none() && !cfg!(feature = "gpu") {
         return Ok(Err(
@@ -314,9 +314,10 @@ pub fn first_gpu(artifact: Option<&Artifact>) -> Result<Result<String, String>, 
         ));
     }
     let device = GpuDevice::cuda(0);
-    let sections = artifact.iter().flat_map(|a| &a.description().entries).flat_map(|e| &e.sections);
-    let own = sections.filter(|section| section.parts.backend == margay_codegen_gpu::NAME);
-    let accepted = own.map(|section| device.accepts(section)).find(Result::is_err).unwrap_or(Ok(()));
+    let accepted = match artifact {
+        Some(artifact) => Executable::is_accepted(artifact, &device),
+        None => device.target().map(drop),
+    };
     match accepted.and_then(|()| device.name()) {
         Ok(name) => Ok(Ok(name)),
         Err(error @ (RunError::NoDevice { .. } | RunError::Class { .. })) => Ok(Err(error.to_string())),

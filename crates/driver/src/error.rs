@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use margay_artifact::ArtifactError;
+use margay_codegen_gpu::ResourcesError;
 use margay_ir::PassError;
 use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
@@ -98,6 +99,9 @@ pub enum DriverError {
     /// An executable cannot run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// What the kernels of an artifact take of a device cannot be told (the fault of the artifact, or of the ptxas that was named).
+    #[error("what kernels take of a device cannot be told: {0}")]
+    Resources(ResourcesError),
     /// A plan does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -185,6 +189,7 @@ impl DriverError {
             | DriverError::PlanFile { error: PlanError::Syntax { .. } | PlanError::Version { .. }, .. }
             | DriverError::Arrays { .. }
             | DriverError::Report { .. }
+            | DriverError::Resources(_)
             | DriverError::Text { .. } => Kind::Malformed,
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
             DriverError::Onnx(_)
@@ -220,9 +225,6 @@ impl DriverError {
             }
             DriverError::Run(RunError::Class { runs, .. }) => {
                 Some(format!("compile the model again with `--device cuda:{runs}`"))
-            }
-            DriverError::Run(RunError::Device { steps: 2.., .. }) => {
-                Some("`margay run --step-by-step` waits for each step, and tells which one it is".into())
             }
             DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => {
                 Some("compile the model for these shapes with `--dim`".into())
@@ -304,7 +306,7 @@ impl From<&RunError> for Kind {
             | RunError::Class { .. }
             | RunError::Device { .. } => Kind::Device,
             RunError::Code { .. } => Kind::Malformed,
-            RunError::Program { .. } => Kind::Internal,
+            RunError::Program { .. } | RunError::Kernel { .. } => Kind::Internal,
             RunError::NoCode { .. }
             | RunError::Kernels { .. }
             | RunError::Inputs { .. }

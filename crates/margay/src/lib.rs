@@ -106,7 +106,7 @@ pub use margay_passes::sketch::{
 };
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, ErrorLimit, Operations, Plan, Settings};
-pub use margay_runtime::RunError;
+pub use margay_runtime::{FailedSteps, RunError};
 pub use margay_tensor::{DType, Tensor};
 pub use margay_train::masking::Masking;
 pub use margay_train::recover::{

@@ -376,23 +376,29 @@ pub struct DeviceChoice {
     pub why: Option<String>,
 }
 
-/// The device that a name stands for: [`backend::CUDA_OR_CPU`] for the first GPU of this machine where it can run the model, and
-/// else for the processor; every other name for itself. An artifact without code for the processor is for the GPU whether there
-/// is one or not. Without a model it is one that is compiled in this process.
+/// The device that a name stands for: [`backend::CUDA_OR_CPU`] for the first GPU of this machine, or for the processor where none
+/// is found or it is of an older class than the code is for; every other name for itself. An artifact that has code for one of
+/// them alone is for that one, whether it is there or not. Without a model it is one that is compiled in this process, for the class of
+/// the device.
+///
+/// What goes wrong later makes no difference: too little memory, a model that has no kernels, a device that fails.
 ///
 /// # Errors
-/// A file that cannot be read, and a driver that fails.
+/// A file that cannot be read.
 pub fn device_for(name: &str, model: Option<&Path>) -> Result<DeviceChoice, Error> {
     let chosen = |device: &str, why| Ok(DeviceChoice { device: device.to_owned(), why });
     if name != backend::CUDA_OR_CPU {
         return chosen(name, None);
     }
     let artifact = match model {
-        Some(path) if is_artifact(path)? => match [has_code_for(path, "cuda")?, has_code_for(path, "cpu")?] {
-            [false, _] => return chosen("cpu", Some("the model has no code for `cuda`".to_owned())),
-            [true, false] => return chosen("cuda", Some("the model has no code for `cpu`".to_owned())),
-            [true, true] => Some(Artifact::open(path)?),
-        },
+        Some(path) if is_artifact(path)? => {
+            let artifact = Artifact::open(path)?;
+            match ["cuda", "cpu"].map(|name| has_code(&artifact, name)) {
+                [false, _] => return chosen("cpu", Some("the model has no code for `cuda`".to_owned())),
+                [true, false] => return chosen("cuda", Some("the model has no code for `cpu`".to_owned())),
+                [true, true] => Some(artifact),
+            }
+        }
         _ => None,
     };
     match backend::first_gpu(artifact.as_ref())? {
@@ -401,7 +407,7 @@ pub fn device_for(name: &str, model: Option<&Path>) -> Result<DeviceChoice, Erro
     }
 }
 
-/// Whether a file is an artifact with code for a device, by a name such as `cuda:1`.
+/// Whether a file is an artifact with code for a device, by a name such as `cuda:1`, for every entry.
 ///
 /// # Errors
 /// Files that cannot be read, and names that are not known.
@@ -410,9 +416,14 @@ pub fn has_code_for(path: &Path, device: &str) -> Result<bool, Error> {
     if !is_artifact(path)? {
         return Ok(false);
     }
-    let artifact = Artifact::open(path)?;
-    let mut sections = artifact.description().entries.iter().flat_map(|entry| &entry.sections);
-    Ok(sections.any(|section| section.parts.backend == name))
+    Ok(has_code(&Artifact::open(path)?, &name))
+}
+
+/// Whether there are entries, and each has code for a back end.
+fn has_code(artifact: &Artifact, backend: &str) -> bool {
+    let entries = &artifact.description().entries;
+    let has = |entry: &Entry| entry.sections.iter().any(|section| section.parts.backend == backend);
+    !entries.is_empty() && entries.iter().all(has)
 }
 
 /// Names and references, as sessions take them.

@@ -21,7 +21,7 @@ pub mod writer;
 
 pub use code::{BUFFER_ALIGN, ENTRY, GpuCode, Launch, LaunchArg, fault_of, fault_word};
 pub use device::WARP;
-pub use occupancy::{BlockUse, Multiprocessor};
+pub use occupancy::{BlockUse, MOST_REGISTERS, Multiprocessor};
 pub use operations::is_signed;
 pub use target::{Class, GpuTarget, Rates};
 pub use unit::Unit;

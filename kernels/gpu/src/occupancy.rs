@@ -23,7 +23,7 @@ pub struct Multiprocessor {
 }
 
 /// The most registers of a thread.
-const MOST_REGISTERS: usize = 255;
+pub const MOST_REGISTERS: usize = 255;
 /// Registers are given to warps in multiples of so many.
 const REGISTER_UNIT: usize = 256;
 /// Registers lie in so many parts, each with the same number of warps.
@@ -68,8 +68,12 @@ impl Multiprocessor {
         let warps = block.threads.div_ceil(WARP).max(1);
         let of_warp = (block.registers * WARP).next_multiple_of(REGISTER_UNIT).max(REGISTER_UNIT);
         let by_registers = self.registers / PARTS / of_warp * PARTS / warps;
-        let shared = (block.shared_bytes + self.reserved_bytes).next_multiple_of(SHARED_UNIT);
-        let by_shared = self.shared_bytes.checked_div(shared).unwrap_or(self.blocks);
+        let shared = block.shared_bytes.checked_add(self.reserved_bytes);
+        let by_shared = match shared.and_then(|bytes| bytes.checked_next_multiple_of(SHARED_UNIT)) {
+            Some(0) => self.blocks,
+            Some(bytes) => self.shared_bytes / bytes,
+            None => 0,
+        };
         let blocks = (self.warps / warps).min(self.blocks).min(by_registers).min(by_shared);
         blocks * warps
     }
@@ -95,6 +99,7 @@ mod tests {
         assert_eq!(warps(Class::Sm75, 128, 96, 0), 20);
         assert_eq!(warps(Class::Sm90, 256, 32, 48 << 10), 32);
         assert_eq!(warps(Class::Sm75, 1024, 65, 0), 0, "a block that does not fit");
+        assert_eq!(warps(Class::Sm80, 256, 32, usize::MAX), 0, "nor this one");
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn text(error: DriverError) -> String {
     said.map_or_else(|| format!("{name:?}"), |said| format!("{said} ({name:?})"))
 }
 
-/// Whether kernels are at fault, or the machine.
+/// Whether the call is at fault, a kernel that ran before it, or the machine.
 fn fault(error: DriverError) -> Fault {
     match error.0 {
         CUresult::CUDA_ERROR_INVALID_VALUE
@@ -80,12 +80,11 @@ fn fault(error: DriverError) -> Fault {
         | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
         | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
         | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => Fault::Code(text(error)),
-        // Kernels run while the host goes on.
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
         | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
         | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Code(text(error)),
+        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Kernel(text(error)),
         _ => Fault::Device(text(error)),
     }
 }

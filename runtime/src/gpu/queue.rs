@@ -268,8 +268,8 @@ impl Queue for GpuQueue {
         // SAFETY: as the caller promises.
         let submitted = unsafe { self.submit(entry, sizes, bases, timed) };
         self.done = submitted.map_err(|fault| match fault {
-            // A call may tell of what an operation before it did; one of the code is told with its own step.
-            Fault::Device(_) => fault.within(self.pending.clone()),
+            // A call may tell of what an operation before it did; a fault of the code is told with its own step.
+            Fault::Kernel(_) | Fault::Device(_) => fault.within(self.pending.clone()),
             other => other,
         });
     }

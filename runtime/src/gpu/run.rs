@@ -83,7 +83,8 @@ impl<'r> Run<'r> {
                 unsafe { driver.upload(self.stream, base.0, from, bytes) }?;
             }
         }
-        Ok(())
+        // A copy that fails is no fault of the first step.
+        if self.waits { self.wait() } else { Ok(()) }
     }
 
     /// Brings the outputs and the word for faults to the host.
@@ -183,7 +184,10 @@ impl<'r> Run<'r> {
         submit: &mut dyn FnMut(&mut Self) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let (shared, stream) = (self.shared, self.stream);
-        self.submits(steps);
+        if self.captured.is_some() {
+            self.submits(steps);
+        }
+        // Without a graph each step says when it is submitted.
         let Some(captured) = self.captured.as_ref() else { return submit(self) };
         let graph = match captured.get(part) {
             Some(graph) => graph,
@@ -226,7 +230,10 @@ impl<'r> Run<'r> {
             true => self.event()?,
             false => None,
         };
-        self.submits(number..number + 1);
+        // Of a loop or a choice the steps inside are submitted.
+        if step.blocks().is_empty() {
+            self.submits(number..number + 1);
+        }
         match &step.work {
             Work::Kernel { kernel, args } => {
                 let kernel = &self.program.kernels[*kernel];

@@ -12,8 +12,9 @@
 //! kernel is told by the call that waits, and by every call after it, as on a device. Events hold the clock of the host.
 //!
 //! The variable `MARGAY_FAKE_CUDA` says what the device is like, as words between commas: `devices=0` for none,
-//! `capability=75` (else 80), `memory=BYTES` in all, `fault=N` for a device that fails in launch number N, from 0 on, and
-//! `trace=FILE` for a file that receives the name of each function that is called with a context, one a line.
+//! `capability=75` (else 80), `memory=BYTES` in all, `fault=N` for a device that fails in launch number N, from 0 on, `illegal=N`
+//! for a kernel that reaches outside of memory in that launch, `eager=1` for operations that run as early as they may, so that the next
+//! call tells of a fault, and `trace=FILE` for a file that receives the name of each function that is called with a context, one a line.
 //!
 //! Not shown by it: operations of several streams at a time, and what a driver makes of PTX.
 //!
@@ -138,8 +139,10 @@ struct Device {
     devices: c_int,
     capability: c_int,
     memory: usize,
-    /// The launch in which the device fails.
-    fault: Option<usize>,
+    /// The launch in which something fails, and what is said of it.
+    fault: Option<(usize, Status)>,
+    /// Whether operations run when they are submitted.
+    eager: bool,
     launches: usize,
     allocated: BTreeMap<u64, usize>,
     /// By their handles.
@@ -172,7 +175,10 @@ impl Device {
             devices: number("devices").unwrap_or(1) as c_int,
             capability: number("capability").unwrap_or(80) as c_int,
             memory: number("memory").unwrap_or(1 << 30),
-            fault: number("fault"),
+            fault: number("fault")
+                .map(|n| (n, Status::LaunchFailed))
+                .or_else(|| Some((number("illegal")?, Status::IllegalAddress))),
+            eager: number("eager").is_some_and(|n| n > 0),
             launches: 0,
             allocated: BTreeMap::new(),
             modules: BTreeMap::new(),
@@ -215,8 +221,8 @@ impl Device {
             eprintln!("fake CUDA driver: launch {}: {found:?}", self.launches);
             self.failed = Some(Status::IllegalAddress);
         }
-        if self.fault == Some(self.launches) {
-            self.failed = Some(Status::LaunchFailed);
+        if let Some((_, status)) = self.fault.filter(|(launch, _)| *launch == self.launches) {
+            self.failed = Some(status);
         }
         self.launches += 1;
     }

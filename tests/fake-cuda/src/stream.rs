@@ -83,12 +83,15 @@ impl Streams {
 
 impl Device {
     /// Puts an operation at the end of a stream, or into what it captures.
-    pub(crate) fn submit(&mut self, stream: usize, work: Work) -> Status {
-        let Some(stream) = self.streams.streams.get_mut(&stream) else { return Status::InvalidHandle };
+    pub(crate) fn submit(&mut self, handle: usize, work: Work) -> Status {
+        let Some(stream) = self.streams.streams.get_mut(&handle) else { return Status::InvalidHandle };
         match &mut stream.capture {
             Some(Capture { is_spoilt: true, .. }) => return Status::CaptureInvalidated,
             Some(capture) => capture.works.push(work),
             None => stream.waiting.push(work),
+        }
+        if self.eager {
+            self.run(handle);
         }
         Status::Success
     }

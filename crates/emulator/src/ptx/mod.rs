@@ -127,10 +127,8 @@ enum Three {
     FunnelLeft,
     /// The lower word of b and a one after the other, moved down by c modulo 32.
     FunnelRight,
-    /// c bits of a from bit b on.
+    /// c bits of a from bit b on; of a signed type with the last of them above.
     Extract,
-    /// The same of 32 bits, with the sign that the last of them is.
-    ExtractSigned,
 }
 
 /// How numbers compare.

@@ -422,8 +422,7 @@ fn three(words: &Words<'_>) -> Option<Three> {
         (false, ["prmt", "b32"]) => Some(Three::Permute),
         (false, ["shf", "l", "wrap", "b32"]) => Some(Three::FunnelLeft),
         (false, ["shf", "r", "wrap", "b32"]) => Some(Three::FunnelRight),
-        (false, ["bfe", "u32" | "u64"]) => Some(Three::Extract),
-        (false, ["bfe", "s32"]) => Some(Three::ExtractSigned),
+        (false, ["bfe", "u32" | "u64" | "s32" | "s64"]) => Some(Three::Extract),
         _ => None,
     }
 }

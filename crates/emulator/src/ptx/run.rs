@@ -423,13 +423,21 @@ fn three(function: Three, kind: Kind, a: u64, b: u64, c: u64) -> u64 {
         }),
         (Three::FunnelLeft, _) => words << (c & 31) >> 32,
         (Three::FunnelRight, _) => words >> (c & 31),
-        (Three::Extract, _) => a >> (b & 0xff).min(63) & mask((c & 0xff) as u32),
-        (Three::ExtractSigned, _) => {
-            let others = 64 - (c & 0xff).clamp(1, 32);
-            let bits = (a & mask(32)) >> (b & 0xff).min(31);
-            ((bits << others) as i64 >> others) as u64 & mask(32)
-        }
+        (Three::Extract, _) => extract(kind, a, (b & 0xff) as u32, (c & 0xff) as u32),
     }
+}
+
+/// `count` bits from bit `first` on. Of a signed type the others have the value of the last of them, or of the highest bit
+/// there is where they reach beyond it; no bits are 0.
+fn extract(kind: Kind, a: u64, first: u32, count: u32) -> u64 {
+    let bits = width(kind);
+    let bit = |at: u32| a >> at & 1;
+    let sign = match kind {
+        Kind::Int { signed: true, .. } if count > 0 => bit((first + count - 1).min(bits - 1)),
+        _ => 0,
+    };
+    let chosen = |i: u32| if i < count && first + i < bits { bit(first + i) } else { sign };
+    (0..bits).fold(0, |all, i| all | chosen(i) << i)
 }
 
 fn convert(a: u64, from: Kind, into: Kind, rounding: Rounding) -> u64 {

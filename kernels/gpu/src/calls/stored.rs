@@ -32,15 +32,18 @@ pub(super) fn packed(storage: &Storage, shape: [usize; 2]) -> Packed {
     Packed { operand: 1, layout: format!("{LAYOUT}{storage}"), bytes: storage.layout(&shape).bytes }
 }
 
-/// The storage of a matrix as that of a tensor with so many axes before it, each of extent 1.
-fn behind(storage: Storage, outer: usize) -> Storage {
+/// The storage of a matrix as that of a tensor with so many axes before it, each of extent 1; `None` for axes beyond all numbers.
+fn behind(storage: Storage, outer: usize) -> Option<Storage> {
     let scales = match storage.scales {
-        Scales::Axis(axis) => Scales::Axis(axis + outer),
-        Scales::Block { axis, size } => Scales::Block { axis: axis + outer, size },
+        Scales::Axis(axis) => Scales::Axis(axis.checked_add(outer)?),
+        Scales::Block { axis, size } => Scales::Block { axis: axis.checked_add(outer)?, size },
         shared @ (Scales::None | Scales::Tensor) => shared,
     };
-    let signs = storage.signs.map(|signs| signs.along(signs.axis + outer));
-    Storage { scales, signs, ..storage }
+    let signs = match storage.signs {
+        Some(signs) => Some(signs.along(signs.axis.checked_add(outer)?)),
+        None => None,
+    };
+    Some(Storage { scales, signs, ..storage })
 }
 
 /// The bytes of a constant: as they are.
@@ -64,9 +67,10 @@ pub(super) fn pack(storage: &Storage, shape: [usize; 2], stored: &StoredTensor) 
 /// What does not fit.
 pub(super) fn unpack(layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, String> {
     let storage = layout.strip_prefix(LAYOUT).and_then(Storage::parse);
-    let storage = storage.ok_or_else(|| format!("unknown layout `{layout}`"))?;
     let outer = shape.len().checked_sub(2).ok_or("it is no matrix")?;
-    StoredTensor::from_bytes(DType::F32, shape, behind(storage, outer), bytes).map_err(|e| e.to_string())
+    let storage = storage.and_then(|storage| behind(storage, outer));
+    let storage = storage.ok_or_else(|| format!("unknown layout `{layout}`"))?;
+    StoredTensor::from_bytes(DType::F32, shape, storage, bytes).map_err(|e| e.to_string())
 }
 
 /// A round of terms that a block brings at once.
@@ -102,12 +106,21 @@ pub(super) struct Constant {
     bits: Cell<Option<Bits>>,
 }
 
+/// The type of positions in a constant where `ty` is that of elements in memory: the numbers of its bytes have to fit, and where
+/// codes lie across bytes those of its bits. Signs are numbered in I32; [`Storage`] admits no more of them.
+fn positions(storage: &Storage, shape: [usize; 2], ty: Type) -> Type {
+    let bytes = storage.layout(&shape).bytes;
+    let counted = if storage.bits < 8 { bytes.saturating_mul(8) } else { bytes };
+    if counted > i32::MAX as usize { Type::I64 } else { ty }
+}
+
 fn int(w: &mut Writer, n: usize) -> Value {
     w.int(Type::I32, n as i64)
 }
 
 impl Constant {
     pub(super) fn new(storage: Storage, shape: [usize; 2], base: Value, ty: Type) -> Constant {
+        let ty = positions(&storage, shape, ty);
         Constant { storage, shape, base, ty, bits: Cell::new(None) }
     }
 
@@ -343,4 +356,38 @@ fn philox(w: &mut Writer, seed: u64, stream: u64, block: Value) -> [Value; 4] {
         counter = [mixed[0], products[1][1], mixed[1], products[0][1]];
     }
     counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn storage(text: &str) -> Storage {
+        Storage::parse(text).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    #[test]
+    fn positions_of_large_constants_have_64_bits() {
+        let wide = |text: &str, shape| positions(&storage(text), shape, Type::I32) == Type::I64;
+        // 900 million codes: their bytes can be counted with 31 bits, and the bits of more than two for each cannot.
+        let shape = [30_000, 30_000];
+        assert!(!wide("i8(tensor)", shape) && wide("i3(tensor)", shape) && wide("u4(tensor)", shape));
+        assert!(!wide("i3(tensor)", [3_000, 3_000]));
+        // Scales lie behind the codes.
+        assert!(!wide("i8(tensor)", [46_000, 46_000]) && wide("i8(axis = 0, block = 16)", [46_000, 46_000]));
+        assert_eq!(positions(&storage("i8(tensor)"), [500, 500], Type::I64), Type::I64);
+    }
+
+    #[test]
+    fn a_layout_with_an_axis_beyond_all_numbers_is_refused() {
+        for text in [
+            format!("i8(axis = {})", usize::MAX),
+            format!("u4(axis = {}, block = 16)", usize::MAX),
+            Storage::with_signs(Signs::new(usize::MAX, [0, 4], [1, 2], 1.0)).to_string(),
+        ] {
+            let layout = format!("{LAYOUT}{text}");
+            let refused = unpack(&layout, &[1, 4, 4], &[0; 64]);
+            assert_eq!(refused.unwrap_err(), format!("unknown layout `{layout}`"));
+        }
+    }
 }
