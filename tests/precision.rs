@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use margay_driver::{
-    CompileOptions, Dump, Goal, Model, Report, Runner, Samples, Silent, backend, compile, open,
+    CompileOptions, Dump, Goal, Model, Progress, Report, Runner, Samples, Silent, backend, compile, open,
 };
 use margay_ir::eval;
 use margay_loops::Precision;
@@ -123,7 +123,16 @@ fn errors_of_pairs_weigh_by_what_they_do_to_the_outputs() {
     assert!(measured > 0.0 && (0.3..3.0).contains(&(predicted / measured)), "{predicted}, found {measured}");
 }
 
-/// All ranks of a plan that are not offered are told at once.
+/// Fails when something is measured.
+struct NothingRuns;
+
+impl Progress for NothingRuns {
+    fn at(&self, what: &str, _: usize, _: usize) {
+        panic!("{what}");
+    }
+}
+
+/// All ranks of a plan that are not offered are told at once, before the model runs.
 #[test]
 fn all_mistakes_of_a_plan_are_told() {
     let base = options(Precision::F32, Goal::Bytes(Budget::Fraction(0.5)));
@@ -133,7 +142,7 @@ fn all_mistakes_of_a_plan_are_told() {
         plan.sites.insert(site.into(), Choice::new("lowrank", &BTreeMap::from([("rank", rank)])));
     }
     let options = CompileOptions { plan: Some(plan), ..base };
-    let error = compile(&source(), Some(&samples()), &options, &Silent).err().unwrap().to_string();
+    let error = compile(&source(), Some(&samples()), &options, &NothingRuns).err().unwrap().to_string();
     let up = "plan: `up`: rank 400 is not offered, expected 1 to 96";
     let down = "plan: `down`: rank 34 is not offered, expected 1 to 33";
     assert_eq!(error, format!("{up}; {down}"));

@@ -9,6 +9,7 @@ use margay_tensor::DType;
 
 use super::kernels::{Kernel, add_pointwise};
 use super::{Replacement, RowKind, Rows, Site, Windows, name_of, unique};
+use crate::matching::is_weight_of_state;
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
 /// \[out, in, taps…\] over spatial axes, seen as a matrix \[in·taps, out\] whose columns may belong to
@@ -87,6 +88,7 @@ impl Layer {
     /// The layer of one node.
     pub fn at(g: &Graph, n: NodeId) -> Option<Layer> {
         let groups = match g.op(n) {
+            Op::MatMul(_) if is_weight_of_state(g, n) => return None,
             Op::MatMul(_) => None,
             Op::Conv(c) => Some(c.groups),
             _ => return None,

@@ -38,7 +38,6 @@
 //!   return %3
 //! }
 //! ```
-
 //!
 //! A recurrence gets two factors in place of the weights of its state, which its loop multiplies with one after the other.
 //! Their inputs are the states that it shows. There is no correction of the mean, since not all cells have a bias where the

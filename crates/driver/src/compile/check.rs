@@ -154,11 +154,15 @@ impl Judged {
             && found > limit.most
         {
             let most = limit.most;
-            let what = match options.precision {
-                Precision::F32 => "the relative error is".to_owned(),
-                other => format!("in {}, without any sketch, the relative error is", other.name()),
-            };
-            return Err(DriverError::Measure(format!("{what} {found:.2e}, above {most:.2e}")));
+            return Err(DriverError::Measure(match options.precision {
+                Precision::F32 => format!("the relative error is {found:.2e}, above {most:.2e}"),
+                other => {
+                    let name = other.name();
+                    format!(
+                        "in {name} the relative error is {found:.2e} without any sketch, above {most:.2e}"
+                    )
+                }
+            }));
         }
         Ok(self)
     }
