@@ -411,11 +411,24 @@ const ROWS: &[Row] = &[
            return %0
          }",
         bugs: &[
+        // Of the last stages each thread reads what it has written itself.
         ("a stage that begins too early", Bug::One(BARRIER, 7, "\n")),
-        ("a last stage that is read too early", Bug::One(BARRIER, 11, "\n")),
         ("a sum in place of a difference", Bug::One("arith.subf", 0, "arith.addf")),
         ("a stage of another distance", Bug::All("arith.constant 64 : i32", "arith.constant 32 : i32")),
         ("a piece too many", Bug::All("arith.constant 6144 : i32", "arith.constant 4096 : i32")),
+        ],
+    },
+    Row {
+        name: "Hadamard transforms of short rows",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @short(%x: f32[3, 256]) -> (y: f32[3, 256]) {
+           %0 = hadamard %x : f32[3, 256]
+           return %0
+         }",
+        bugs: &[
+        ("a first stage that begins too early", Bug::One(BARRIER, 0, "\n")),
+        ("a last stage that is read too early", Bug::One(BARRIER, 8, "\n")),
         ],
     },
     Row {

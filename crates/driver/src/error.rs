@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use margay_artifact::ArtifactError;
-use margay_codegen_gpu::ResourcesError;
 use margay_ir::PassError;
 use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
@@ -13,6 +12,8 @@ use margay_passes::{PipelineError, PipelineFault};
 use margay_plan::{AllocateError, Mismatch, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
+
+use crate::backend::ResourcesError;
 
 /// Classes of errors, as the exit codes of the command line tell them apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

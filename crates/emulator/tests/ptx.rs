@@ -151,6 +151,22 @@ fn instructions_compute_what_their_document_says() {
     }
 }
 
+#[test]
+fn a_part_that_nothing_takes_is_written_as_a_block_in_older_versions() {
+    let body = |instruction: &str| {
+        format!("	ld.global.b64 	%a, [%from];\n	mov.b64 	%y, 0;\n	{instruction}\n	st.global.b64 	[%to], %y;")
+    };
+    let input = 0x3_0000_0004u64.to_le_bytes();
+    for instruction in ["mov.b64 	{_, %y}, %a;", "{ .reg .b32 tmp; mov.b64 {tmp, %y}, %a; }"] {
+        let found = run(&kernel(&body(instruction)), 1, &input, 8).unwrap();
+        assert_eq!(found, 3u64.to_le_bytes(), "{instruction}");
+    }
+    for block in ["{ .reg .b32 tmp; add.s32 tmp, %a, %a; mov.b32 %y, tmp; }", "{ .reg .b32 tmp; bra tmp; }"] {
+        let refused = run(&kernel(&body(block)), 1, &input, 8).unwrap_err();
+        assert!(refused.starts_with("not understood: `{ .reg"), "{refused}");
+    }
+}
+
 /// 64 threads write numbers into shared memory and read them backwards.
 const BACKWARDS: &str = "	mov.u32 	%r1, %tid.x;
 	mul.wide.u32 	%at, %r1, 4;

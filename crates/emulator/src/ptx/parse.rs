@@ -47,7 +47,7 @@ fn statements(text: &str) -> Vec<String> {
         let line = line.split("//").next().unwrap_or_default().trim();
         match lines.last_mut().filter(|_| is_open) {
             Some(last) => *last = format!("{last} {line}"),
-            None => lines.push(line.to_owned()),
+            None => lines.push(without_block(line).unwrap_or_else(|| line.to_owned())),
         }
         // Products on matrix units are written on several lines.
         is_open = lines.last().is_some_and(|last| begins_instruction(last) && !last.ends_with(';'));
@@ -55,9 +55,20 @@ fn statements(text: &str) -> Vec<String> {
     lines
 }
 
+/// The instruction of a block on one line, `{ .reg .b32 tmp; mov.b64 {tmp, %r1}, %rd1; }`: so LLVM writes that nothing takes a
+/// part where the version of PTX does not know `_`.
+fn without_block(line: &str) -> Option<String> {
+    let (declared, rest) = line.strip_prefix('{')?.split_once(';')?;
+    let name = declared.trim().strip_prefix(".reg .b")?.split_once(' ')?.1.trim();
+    let instruction = rest.trim().strip_suffix('}')?.trim();
+    let is_one = instruction.starts_with("mov.") && instruction.matches(';').count() == 1;
+    (is_one && instruction.matches(name).count() == 1).then(|| instruction.replace(name, "_"))
+}
+
 /// Whether a line begins with an instruction, and is no directive, label or bracket.
 fn begins_instruction(line: &str) -> bool {
-    line.starts_with(|c: char| c == '@' || c.is_ascii_lowercase())
+    let is_block = line.len() > 1 && line.starts_with('{');
+    is_block || line.starts_with(|c: char| c == '@' || c.is_ascii_lowercase())
 }
 
 #[derive(Default)]
