@@ -129,11 +129,20 @@ fn positions(g: &Graph, v: Value, axis: usize) -> Option<(Dim, Dim)> {
         .then(|| (Dim::from(first as i64), count))
 }
 
-/// Whether a value is the product of two constants that recurrences read as the weights of their state: they multiply with one factor
-/// and then with the other.
+/// Whether a value is the product of two constants that recurrences read as the weights of their state, perhaps in another layout:
+/// they multiply with one factor and then with the other.
 pub(crate) fn is_weight_of_state(g: &Graph, n: NodeId) -> bool {
-    let users = g.users_of(n.into());
     let constants = g.inputs_of(n).iter().all(|v| g.constant(*v).is_some());
-    let reads = |(user, slot): &(NodeId, u16)| matches!(g.op(*user), Op::Recurrence(_)) && *slot == 1;
-    matches!(g.op(n), Op::MatMul(_)) && constants && !users.is_empty() && users.iter().all(reads)
+    matches!(g.op(n), Op::MatMul(_)) && constants && feeds_states(g, n.into())
+}
+
+/// Whether a value is read as the weights of the states of recurrences, and as nothing else.
+fn feeds_states(g: &Graph, v: Value) -> bool {
+    let users = g.users_of(v);
+    let reads = |(user, slot): &(NodeId, u16)| match g.op(*user) {
+        Op::Recurrence(_) => *slot == 1,
+        Op::Transpose(_) | Op::Reshape(_) => feeds_states(g, (*user).into()),
+        _ => false,
+    };
+    !users.is_empty() && users.iter().all(reads) && !g.is_output(v)
 }

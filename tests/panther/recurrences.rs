@@ -6,15 +6,14 @@ use std::collections::BTreeMap;
 use margay_driver::build::jit;
 use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, backend, build, compile};
 use margay_ir::ops::recurrence::Cell;
-use margay_ir::{Cx, Graph, NodeId, Op, Pass, eval, text};
+use margay_ir::{Cx, Graph, NodeId, Op, Pass, TensorType, eval, text};
 use margay_loops::Precision;
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::sketch::{recurrences, sites};
-use margay_passes::{ApplyPlan, StoreAs, StoreConstants, make_trainable};
+use margay_passes::{ApplyPlan, Pipeline, StoreAs, StoreConstants, make_trainable};
 use margay_plan::{Budget, Choice, Goal};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
-use margay_testkit::parse_with_random_constants;
 
 use crate::{check_range_by_differences, floats, multiply, narrow, random, widened};
 
@@ -48,7 +47,14 @@ fn dense(cell: Cell, attributes: &str, hidden: usize) -> Graph {
          return %2, %2.1\n}}",
         cell.name()
     );
-    parse_with_random_constants(&text).0
+    // Weights at which states neither die away nor amplify roundings.
+    let constant = |key: &str, ty: &TensorType| {
+        let shape = ty.extents()?;
+        let numbers = floats(&random(&shape, key.len() as u64 + hidden as u64));
+        let numbers: Vec<f32> = numbers.iter().map(|x| *x as f32 / (shape[0] as f32).sqrt()).collect();
+        Some(Tensor::from_slice(&shape, &numbers).ok()?.into())
+    };
+    text::parse(&text, &constant).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
 fn replaced(g: &Graph, rank: usize) -> Graph {
@@ -105,7 +111,14 @@ fn programs_compute_with_the_factors_what_their_product_gives() {
         let read = import(&export(&low, &ExportOptions::of(&low)).unwrap()).unwrap();
         assert!(difference(&reference(&read, &given), &expected) < 1e-5, "{cell:?}");
         assert_eq!(sites(&low).len(), 0, "{cell:?}: {low}");
-        println!("{cell:?} read back: {} of {}", constant_bytes(&read), constant_bytes(&low));
+        // Read back, the weights have their factors.
+        let mut read = read;
+        Pipeline::canonicalize().run(&mut read, &mut |_| ()).unwrap();
+        let is = |n: &NodeId| matches!(read.op(*n), Op::Recurrence(_));
+        let recurrence = read.order().into_iter().find(is).unwrap();
+        let weights = read.inputs_of(recurrence)[1].node;
+        let shapes: Vec<_> = read.inputs_of(weights).iter().map(|v| read.ty(*v).extents().unwrap()).collect();
+        assert_eq!(shapes, [[HIDDEN, 3], [3, HIDDEN * cell.gates()]], "{cell:?}: {read}");
     }
 }
 
@@ -136,8 +149,8 @@ fn weights_of_a_state_are_stored_narrow() {
             assert!((after as f64) < most * before as f64, "{cell:?}: {after} of {before}");
             let expected = reference(&stored, &given);
             let error = difference(&expected, &reference(&g, &given));
-            assert!(error > 1e-5, "{cell:?}: {error}");
-            assert!(difference(&compiled(&stored, &given), &expected) < 1e-4, "{cell:?}");
+            assert!(error > 1e-5 && error < 0.1, "{cell:?}: {error}");
+            assert!(difference(&compiled(&stored, &given), &expected) < 1e-5, "{cell:?}");
             let read = import(&export(&stored, &ExportOptions::of(&stored)).unwrap()).unwrap();
             assert!(difference(&reference(&read, &given), &expected) < 1e-5, "{cell:?}");
         }

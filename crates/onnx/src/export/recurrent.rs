@@ -230,9 +230,10 @@ impl Exporter<'_> {
             }
         }
         let (name, axes) = (self.results[&v].clone(), self.integers(&[0])?);
-        let perm = Attribute::Ints(vec![1, 0]);
-        let turned = self.emit("Transpose", part, &[&name], vec![("perm", perm)]);
-        Ok(self.emit("Unsqueeze", part, &[&turned, &axes], vec![]))
+        let raised = self.emit("Unsqueeze", part, &[&name, &axes], vec![]);
+        // Last, as readers begin with a transpose.
+        let perm = Attribute::Ints(vec![0, 2, 1]);
+        Ok(self.emit("Transpose", part, &[&raised], vec![("perm", perm)]))
     }
 
     /// Numbers along one axis as those of one direction, `[1, count]`.

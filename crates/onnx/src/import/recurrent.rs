@@ -260,7 +260,7 @@ fn direction(cx: &mut Importer, v: Value, d: usize) -> Result<Value, Refusal> {
     let mut op =
         Slice { starts: vec![Dim::default(); shape.len()], ends: shape.clone(), steps: vec![1; shape.len()] };
     (op.starts[0], op.ends[0]) = (Dim::from(d), Dim::from(d + 1));
-    let part = cx.add(op, &[v])?;
+    let part = if shape[0].is(1) && d == 0 { v } else { cx.add(op, &[v])? };
     cx.shaped(part, shape[1..].to_vec())
 }
 
