@@ -60,7 +60,7 @@ fn dense(cell: Cell, attributes: &str, hidden: usize) -> Graph {
 fn replaced(g: &Graph, rank: usize) -> Graph {
     let mut g = g.clone();
     let mut pass = ApplyPlan::default();
-    pass.choices.insert("rnn".into(), Choice::new("lowrank", &BTreeMap::from([("rank", rank as i64)])));
+    pass.choices.insert("rnn/R".into(), Choice::new("lowrank", &BTreeMap::from([("rank", rank as i64)])));
     pass.run(&mut g, &mut Cx::default()).unwrap();
     g
 }
@@ -200,7 +200,7 @@ fn budgets_choose_the_rank_of_a_state() {
     let samples = Samples::new(vec![("t".into(), narrow(&random(&[64, 6, width], 3)))]).unwrap();
     let options = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.4)), ..CompileOptions::default() };
     let found = compile(&model, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
-    let module = found.report.modules.iter().find(|m| m.name == "rnn").unwrap();
+    let module = found.report.modules.iter().find(|m| m.name == "rnn/R").unwrap();
     assert!(module.is_sketched());
     assert!(found.report.bytes_after <= found.report.bytes_before * 4 / 10);
     let error = found.report.held_out.unwrap().relative_l2;
@@ -213,6 +213,6 @@ fn states_that_are_rounded_stay() {
     assert!(recurrences(&g).is_empty());
     let g = dense(Cell::Gru, "activations = [Sigmoid, Tanh]", HIDDEN);
     let [site] = &sites(&g)[..] else { panic!("one site") };
-    assert_eq!((&*site.name, site.kind, site.schemes.as_slice()), ("rnn", "recurrent", &["lowrank"][..]));
+    assert_eq!((&*site.name, site.kind, site.schemes.as_slice()), ("rnn/R", "recurrent", &["lowrank"][..]));
     assert_eq!((site.d_in, site.d_out), (HIDDEN, 3 * HIDDEN));
 }

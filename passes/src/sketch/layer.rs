@@ -138,7 +138,8 @@ impl Layer {
         let &[d_in, d_out] = tensor.shape() else { return None };
         let found = tensor.dtype() == DType::F32 && d_in * d_out > 0;
         found.then(|| Layer {
-            name: name_of(g, &[n, weight.node]),
+            // The product of the inputs has the name of the operator.
+            name: format!("{}/R", name_of(g, &[n, weight.node])),
             nodes: vec![n],
             weight,
             d_in,
