@@ -25,6 +25,8 @@ use margay_ir::{
 };
 use margay_tensor::{DType, Storage};
 
+use crate::matching::is_weight_of_state;
+
 /// Rounds left operands of products.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoundOperands;
@@ -49,6 +51,9 @@ impl Pass for RoundOperands {
 
 fn left_operand(g: &Graph, n: NodeId, (): &()) -> RuleResult {
     let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    if is_weight_of_state(g, n) {
+        return Ok(Verdict::NoMatch);
+    }
     let operands = g.inputs_of(n);
     let narrow = |v| g.constant(v).is_some_and(|p| p.storage() == Storage::plain(DType::BF16));
     let x = operands[0];
