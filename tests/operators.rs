@@ -41,7 +41,9 @@ fn attributes_mean_what_they_mean_in_onnxruntime() {
 fn every_imported_operator_has_cases() {
     let seen: BTreeSet<String> =
         onnx_cases().iter().map(|case| case.name.split('-').next().unwrap_or_default().to_owned()).collect();
+    // onnxruntime does not know those of margay, which `panther/sketches.rs` compares with their formulas.
     let missing: Vec<&str> = margay_onnx::supported_operators()
+        .filter(|(domain, ..)| *domain != "margay")
         .map(|(_, name, _)| name)
         .filter(|name| !seen.contains(*name))
         .collect();

@@ -110,8 +110,8 @@ fn recurrent() -> Model {
     Model::new(g, "net", &mut Dump::none()).unwrap()
 }
 
-/// What an LSTM reads is multiplied with its weights for all times at once, and that product is a layer like any other. The product
-/// of the state stays.
+/// What an LSTM reads is multiplied with its weights for all times at once, and that product is a layer like any other; the weights
+/// of the state are another one (`recurrences.rs`).
 #[test]
 fn the_product_of_the_inputs_of_a_recurrence_is_sketched() {
     let model = recurrent();

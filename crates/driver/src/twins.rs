@@ -12,9 +12,9 @@ use std::mem::discriminant;
 
 use margay_ir::{Graph, Name, NodeId, Op, Part, Value};
 
-/// The values of a graph by the names that its nodes have in the model.
+/// The values of a graph by the names that its nodes have in the model, those of one name in the order of the graph.
 pub struct Named {
-    values: HashMap<Name, Value>,
+    values: HashMap<Name, Vec<Value>>,
     /// In the order of the nodes that carry them first.
     names: Vec<Name>,
 }
@@ -22,7 +22,7 @@ pub struct Named {
 impl Named {
     /// Looks at a graph. Inputs, constants and what is not a float have no names here.
     pub fn of(g: &Graph) -> Named {
-        let (mut values, mut names) = (HashMap::new(), Vec::new());
+        let (mut values, mut names): (HashMap<Name, Vec<Value>>, _) = (HashMap::new(), Vec::new());
         let order = g.order();
         // From the last node to the first, so that long rows of constants are walked once.
         let mut ends: HashMap<NodeId, NodeId> = HashMap::new();
@@ -37,9 +37,11 @@ impl Named {
                 continue;
             }
             for name in &node.origin.names {
-                if values.insert(name.clone(), Value::from(ends[&n])).is_none() {
+                let of_name = values.entry(name.clone()).or_default();
+                if of_name.is_empty() {
                     names.push(name.clone());
                 }
+                of_name.push(Value::from(ends[&n]));
             }
         }
         Named { values, names }
@@ -47,11 +49,11 @@ impl Named {
 
     /// The value with a name.
     pub fn get(&self, name: &str) -> Option<Value> {
-        self.values.get(name).copied()
+        self.values.get(name)?.last().copied()
     }
 
     /// The value that stands for what node `n` of graph `g` computes, if it has the same type: as many constants follow it
-    /// as follow `n`, and in the same way.
+    /// as follow `n`, and in the same way. Operators such as LSTM are several nodes of one name, of which the last that fits counts.
     pub fn twin(&self, own: &Graph, g: &Graph, n: NodeId) -> Option<Value> {
         let names = &g.node(n).origin.names;
         let following = behind_constants(g, n);
@@ -61,7 +63,8 @@ impl Named {
                 beside_a_constant(own, v.node).filter(|_| same)
             })
         };
-        let mut found = names.iter().filter_map(|name| before(self.get(name)?));
+        let named = names.iter().filter_map(|name| self.values.get(name));
+        let mut found = named.flat_map(|values| values.iter().rev()).filter_map(|v| before(*v));
         found.find(|v| own.ty(*v) == g.ty(n.into()))
     }
 
@@ -105,4 +108,28 @@ fn behind_a_constant(g: &Graph, v: Value) -> Option<NodeId> {
 /// All of these that follow a node, one after the other.
 fn behind_constants(g: &Graph, n: NodeId) -> Vec<NodeId> {
     std::iter::successors(behind_a_constant(g, n.into()), |n| behind_a_constant(g, (*n).into())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use margay_ir::text::parse;
+
+    use super::*;
+
+    /// The product of the inputs of a recurrence has its name and another type.
+    #[test]
+    fn nodes_of_one_operator_are_told_apart_by_their_types() {
+        let text = "graph @g(%x: f32[4, 2, 1]) -> (y: f32[4, 2, 3]) {\n  \
+                      %0 = const [0.5] : f32[1, 1, 1]\n  \
+                      %1 = broadcast %x {shape = [4, 2, 3]} : f32[4, 2, 3]  // rnn\n  \
+                      %2 = add %x, %0 : f32[4, 2, 1]  // rnn\n  \
+                      %3 = add %1, %2 : f32[4, 2, 3]  // rnn\n  \
+                      return %3\n}";
+        let g = parse(text, &|_, _| None).unwrap_or_else(|e| panic!("{e}"));
+        let of = |name: &str| g.order().into_iter().filter(|n| g.op(*n).name() == name).collect::<Vec<_>>();
+        let (named, sums) = (Named::of(&g), of("add"));
+        assert_eq!(named.get("rnn"), Some(sums[1].into()));
+        assert_eq!(named.twin(&g, &g, sums[0]), Some(sums[0].into()));
+        assert_eq!(named.twin(&g, &g, of("broadcast")[0]), Some(sums[1].into()));
+    }
 }

@@ -388,7 +388,7 @@ impl Layer {
         let weights = work.add(MatMul, &factors, origin.part(Part::Right))?;
         let mut operands: Vec<Value> = (0..g.inputs_of(n).len()).map(|i| work.operand(n, i)).collect();
         operands[1] = weights;
-        let new = work.add(g.op(n).clone(), &operands, origin.part(Part::Left))?.node;
+        let new = work.add(g.op(n).clone(), &operands, origin)?.node;
         for old in g.values_of(n) {
             work.replace(old, Value { node: new, out: old.out });
         }

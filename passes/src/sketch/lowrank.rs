@@ -54,7 +54,7 @@
 //!   %0 = const lowrank.left(#5be1c0, k = 1) : f32[6, 1]  // rnn.weight left
 //!   %1 = const lowrank.right(#5be1c0, k = 1) : f32[1, 6]  // rnn.weight right
 //!   %2 = matmul %0, %1 : f32[6, 6]  // rnn right
-//!   %3 = recurrence %x, %2, %h {cell = rnn, activations = [Tanh]} : f32[T, 2, 6], f32[2, 6]  // rnn left
+//!   %3 = recurrence %x, %2, %h {cell = rnn, activations = [Tanh]} : f32[T, 2, 6], f32[2, 6]  // rnn
 //!   return %3
 //! }
 //! ```
