@@ -2,6 +2,7 @@
 
 use faer::{Mat, MatMut, MatRef};
 
+use crate::panel::{self, Work};
 use crate::{RandnlaError, Scalar};
 
 /// `a · b`.
@@ -42,24 +43,50 @@ pub(crate) fn subtract_product<T: Scalar>(acc: MatMut<'_, T>, a: MatRef<'_, T>, 
 
 /// The sum of squares, column by column.
 pub(crate) fn squared_norm<T: Scalar>(a: MatRef<'_, T>) -> f64 {
-    (0..a.ncols()).map(|j| squared_column(a, j)).sum()
+    let mut sum = 0.0;
+    panel::vectorized(SquaredNorm { a, sum: &mut sum });
+    sum
 }
 
 /// The sum of squares of one column.
 pub(crate) fn squared_column<T: Scalar>(a: MatRef<'_, T>, column: usize) -> f64 {
-    let Some(column) = a.col(column).try_as_col_major() else {
-        return (0..a.nrows()).map(|i| a[(i, column)].to_f64().powi(2)).sum();
-    };
-    // Sums that do not wait for each other.
-    let mut sums = [0.0; 8];
-    let (parts, rest) = column.as_slice().as_chunks::<8>();
-    for part in parts {
-        for (sum, v) in sums.iter_mut().zip(part) {
-            *sum += v.to_f64() * v.to_f64();
+    squared_norm(a.subcols(column, 1))
+}
+
+struct SquaredNorm<'a, T> {
+    a: MatRef<'a, T>,
+    sum: &'a mut f64,
+}
+
+impl<T: Scalar> Work for SquaredNorm<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        // Sums that do not wait for each other.
+        const SUMS: usize = 32;
+        for j in 0..self.a.ncols() {
+            let mut sums = [0.0; SUMS];
+            let mut last = 0.0;
+            if let Some(column) = self.a.col(j).try_as_col_major() {
+                let (parts, rest) = column.as_slice().as_chunks::<SUMS>();
+                for part in parts {
+                    for k in 0..SUMS {
+                        sums[k] += part[k].to_f64() * part[k].to_f64();
+                    }
+                }
+                for v in rest {
+                    last += v.to_f64() * v.to_f64();
+                }
+            } else {
+                for i in 0..self.a.nrows() {
+                    last += self.a[(i, j)].to_f64() * self.a[(i, j)].to_f64();
+                }
+            }
+            for sum in sums {
+                last += sum;
+            }
+            *self.sum += last;
         }
     }
-    let rest: f64 = rest.iter().map(|v| v.to_f64().powi(2)).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 /// Multiplies column `j` by `scale(j)`.

@@ -79,6 +79,7 @@ mod linalg;
 mod lowrank;
 mod lowrank_sparse;
 mod matrix;
+mod normal;
 mod panel;
 pub mod panther;
 mod psd;

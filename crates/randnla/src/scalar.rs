@@ -6,6 +6,7 @@ use margay_tensor::random::Philox;
 
 use crate::Distribution;
 use crate::linalg::Linalg;
+use crate::normal;
 
 /// `f32` or `f64`.
 ///
@@ -29,23 +30,25 @@ pub trait Scalar: Linalg + Copy + Default + Display + Send + Sync + 'static {
 }
 
 macro_rules! scalar {
-    ($scalar:ty, $normal:ident, $uniform:ident) => {
+    ($scalar:ty, $uniform:ident) => {
         impl Scalar for $scalar {
             const EPSILON: f64 = <$scalar>::EPSILON as f64;
             const ZERO: $scalar = 0.0;
             const ONE: $scalar = 1.0;
 
+            #[inline(always)]
             fn from_f64(value: f64) -> $scalar {
                 value as $scalar
             }
 
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 self.into()
             }
 
             fn fill(distribution: Distribution, stream: &Philox, first: u64, out: &mut [$scalar]) {
                 match distribution {
-                    Distribution::Gaussian => stream.$normal(first, out),
+                    Distribution::Gaussian => normal::fill(stream, first, out),
                     Distribution::Sign => stream.fill_signs(first, out),
                     Distribution::Uniform => {
                         stream.$uniform(first, out);
@@ -58,5 +61,5 @@ macro_rules! scalar {
     };
 }
 
-scalar!(f32, fill_normal_f32, fill_uniform_f32);
-scalar!(f64, fill_normal_f64, fill_uniform_f64);
+scalar!(f32, fill_uniform_f32);
+scalar!(f64, fill_uniform_f64);
