@@ -1,5 +1,6 @@
 //! The few dense operations this crate needs, on the calling thread.
 
+use faer::prelude::ReborrowMut;
 use faer::{Mat, MatMut, MatRef};
 
 use crate::panel::{self, Work};
@@ -8,7 +9,7 @@ use crate::{RandnlaError, Scalar};
 /// `a · b`.
 pub(crate) fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());
-    T::add_product(out.as_mut(), a, b, T::ONE);
+    add_product(out.as_mut(), a, b);
     out
 }
 
@@ -32,8 +33,22 @@ pub(crate) fn gram<T: Scalar>(x: MatRef<'_, T>) -> Mat<T> {
 }
 
 /// Adds `a · b` to `acc`.
-pub(crate) fn add_product<T: Scalar>(acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
-    T::add_product(acc, a, b, T::ONE);
+///
+/// Where one of them is large and the other has few columns, or rows, the large one is read some rows, or columns, at a time: what faer
+/// copies of it for its kernels then stays in the second cache.
+pub(crate) fn add_product<T: Scalar>(mut acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+    const PART: usize = 512;
+    // Others take longer in parts.
+    const THIN: usize = 8;
+    let (rows, columns) = acc.shape();
+    if rows < columns {
+        return add_product(acc.transpose_mut(), b.transpose(), a.transpose());
+    }
+    let part = if columns.saturating_mul(THIN) <= rows { PART } else { rows.max(1) };
+    for first in (0..rows).step_by(part) {
+        let count = part.min(rows - first);
+        T::add_product(acc.rb_mut().subrows_mut(first, count), a.subrows(first, count), b, T::ONE);
+    }
 }
 
 /// Takes `a · b` from `acc`.
@@ -325,9 +340,16 @@ pub(crate) fn solve_positive<T: Scalar>(root: MatRef<'_, T>, right: MatRef<'_, T
     solve_upper(root, half.as_ref())
 }
 
-/// Replaces `x` by `x · triangle⁻¹` for upper triangular `triangle`.
-pub(crate) fn divide_by_upper<T: Scalar>(x: MatMut<'_, T>, triangle: MatRef<'_, T>) {
-    T::solve_lower(triangle.transpose(), x.transpose_mut());
+/// Replaces `x` by `x · triangle⁻¹` for upper triangular `triangle`: some rows at a time, which stay in the second cache
+/// while one part of the columns after the other is solved for and taken from the rest.
+pub(crate) fn divide_by_upper<T: Scalar>(mut x: MatMut<'_, T>, triangle: MatRef<'_, T>) {
+    const BYTES: usize = 1 << 19;
+    const LEAST: usize = 256;
+    let height = (BYTES / size_of::<T>() / x.ncols().max(1)).max(LEAST);
+    for first in (0..x.nrows()).step_by(height) {
+        let count = height.min(x.nrows() - first);
+        T::solve_lower(triangle.transpose(), x.rb_mut().subrows_mut(first, count).transpose_mut());
+    }
 }
 
 /// The upper triangular `R` with `Rᵀ R = a`, of which the lower triangle is read.

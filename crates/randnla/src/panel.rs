@@ -257,8 +257,6 @@ pub(crate) fn add_unpacked<T: Scalar, const L: usize>(
 /// Adds rows, `pitch` numbers apart, to those of `out` from `first` on, as far as there are such rows.
 #[inline(always)]
 pub(crate) fn add_rows<T: Scalar>(rows: &[T], pitch: usize, out: MatMut<'_, T>, first: usize) {
-    // Few columns at a time, so that the lines that are read stay in the cache until they are used up.
-    const TOGETHER: usize = 8;
     let (height, width) = ((rows.len() / pitch).min(out.nrows() - first), out.ncols());
     let mut out = out.subrows_mut(first, height);
     if out.col_stride() == 1 {
@@ -271,17 +269,45 @@ pub(crate) fn add_rows<T: Scalar>(rows: &[T], pitch: usize, out: MatMut<'_, T>, 
         }
         return;
     }
-    for begin in (0..width).step_by(TOGETHER) {
-        for j in begin..width.min(begin + TOGETHER) {
-            if let Some(to) = out.rb_mut().col_mut(j).try_as_col_major_mut() {
-                for (to, row) in to.as_slice_mut().iter_mut().zip(rows.chunks_exact(pitch)) {
-                    *to += row[j];
-                }
-            } else {
-                for (i, row) in rows.chunks_exact(pitch).take(height).enumerate() {
-                    out[(i, j)] += row[j];
-                }
+    let mut whole = (0, 0);
+    if out.row_stride() == 1 {
+        whole = (height - height % SQUARE, width - width % SQUARE);
+        for j in (0..whole.1).step_by(SQUARE) {
+            for i in (0..whole.0).step_by(SQUARE) {
+                add_square(&rows[i * pitch + j..], pitch, out.rb_mut().submatrix_mut(i, j, SQUARE, SQUARE));
             }
+        }
+    }
+    for j in 0..width {
+        let begin = if j < whole.1 { whole.0 } else { 0 };
+        for (i, row) in rows.chunks_exact(pitch).take(height).enumerate().skip(begin) {
+            out[(i, j)] += row[j];
+        }
+    }
+}
+
+/// Rows and columns of a square that is transposed in registers.
+const SQUARE: usize = 8;
+
+/// Adds a square of rows, `pitch` numbers apart, to one whose columns are one piece of memory each.
+#[inline(always)]
+fn add_square<T: Scalar>(rows: &[T], pitch: usize, mut out: MatMut<'_, T>) {
+    let zeros = [T::ZERO; SQUARE];
+    let mut parts = [&zeros; SQUARE];
+    for (i, part) in parts.iter_mut().enumerate() {
+        if let Some(row) = rows[i * pitch..].first_chunk::<SQUARE>() {
+            *part = row;
+        }
+    }
+    for (j, column) in turned(parts).iter().enumerate() {
+        if let Some(to) = out.rb_mut().col_mut(j).try_as_col_major_mut()
+            && let Some(to) = to.as_slice_mut().first_chunk_mut::<SQUARE>()
+        {
+            let mut sum = *to;
+            for i in 0..SQUARE {
+                sum[i] += column[i];
+            }
+            *to = sum;
         }
     }
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use faer::{Mat, MatMut, MatRef};
 
+use crate::panel::{self, Work};
 use crate::sparse::SparseRef;
 use crate::{Matrix, RandnlaError, Scalar, Sparse, dense, vector};
 
@@ -205,25 +206,47 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
 
 /// Whether all numbers are finite: a sum of zero multiples is 0 only then.
 fn all_finite<T: Scalar>(m: MatRef<'_, T>) -> bool {
-    // Sums that do not wait for each other.
-    const SUMS: usize = 16;
     let m = if m.row_stride().unsigned_abs() <= m.col_stride().unsigned_abs() { m } else { m.transpose() };
-    (0..m.ncols()).all(|j| {
-        let mut sums = [T::ZERO; SUMS];
-        match m.col(j).try_as_col_major() {
-            Some(column) => {
+    let mut finite = true;
+    panel::vectorized(AllFinite { m, finite: &mut finite });
+    finite
+}
+
+struct AllFinite<'a, T> {
+    m: MatRef<'a, T>,
+    finite: &'a mut bool,
+}
+
+impl<T: Scalar> Work for AllFinite<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        // Sums that do not wait for each other.
+        const SUMS: usize = 32;
+        for j in 0..self.m.ncols() {
+            let mut sums = [T::ZERO; SUMS];
+            if let Some(column) = self.m.col(j).try_as_col_major() {
                 let (parts, rest) = column.as_slice().as_chunks::<SUMS>();
                 for part in parts {
-                    for (sum, v) in sums.iter_mut().zip(part) {
-                        *sum += *v * T::ZERO;
+                    for k in 0..SUMS {
+                        sums[k] += part[k] * T::ZERO;
                     }
                 }
-                rest.iter().for_each(|v| sums[0] += *v * T::ZERO);
+                for v in rest {
+                    sums[0] += *v * T::ZERO;
+                }
+            } else {
+                for i in 0..self.m.nrows() {
+                    sums[0] += self.m[(i, j)] * T::ZERO;
+                }
             }
-            None => m.col(j).iter().for_each(|v| sums[0] += *v * T::ZERO),
+            for sum in sums {
+                *self.finite &= sum == T::ZERO;
+            }
+            if !*self.finite {
+                return;
+            }
         }
-        sums.iter().all(|sum| *sum == T::ZERO)
-    })
+    }
 }
 
 /// An error unless the range lies in `0..extent`.

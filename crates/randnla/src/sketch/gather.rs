@@ -1,6 +1,8 @@
-//! Products with sparse sketches of several entries in each column, of operands whose columns are one piece of memory each.
+//! Products with sparse sketches of several entries in each column, of operands whose columns or rows are one piece of memory
+//! each.
 //!
-//! A chunk of rows of the operand, 256 bytes of each, is copied to the second cache. Each row of the result is read once for a
+//! A chunk of rows of the operand, 256 bytes of each, is copied to the second cache; of rows that are one piece of memory,
+//! twice as much, side by side, since each of them lies in another page. Each row of the result is read once for a
 //! chunk, adds up there what its entries name, in registers, and is written once: a write for each entry is what such products
 //! otherwise wait for. Sums run in the order of the rows of the operand, so that their bits are those of any other way.
 
@@ -24,10 +26,14 @@ pub(super) const fn width<T>() -> usize {
     VECTORS * BYTES / size_of::<T>()
 }
 
+/// Blocks of columns that are copied together where rows are one piece of memory.
+const BESIDE: usize = 2;
+
 /// A row of a chunk.
 type Row<T, const L: usize> = [[T; L]; VECTORS];
 
-/// Adds the product with `x`, whose columns are a multiple of [`width`], to `out`.
+/// Adds the product with `x`, whose columns are a multiple of [`width`] and whose rows or columns are one piece of memory
+/// each, to `out`.
 ///
 /// `entries` has `nonzeros` of each column of a sketch: twice the row, and 1 where it is negative. Rows that `out` does not have
 /// are left out. `scale` is the magnitude of entries.
@@ -131,19 +137,50 @@ struct Gather<'a, T, const L: usize> {
 impl<T: Scalar, const L: usize> Work for Gather<'_, T, L> {
     #[inline(always)]
     fn run(mut self) {
-        let mut rows = vec![[[T::ZERO; L]; VECTORS]; HEIGHT.min(self.x.nrows())];
-        let mut sums = vec![[[T::ZERO; L]; VECTORS]; self.out.nrows()];
-        for begin in (0..self.x.ncols()).step_by(L * VECTORS) {
+        let beside = if self.x.row_stride() == 1 { 1 } else { BESIDE };
+        let (tall, short) = (HEIGHT.min(self.x.nrows()), self.out.nrows());
+        let mut rows = vec![[[T::ZERO; L]; VECTORS]; beside * tall];
+        let mut sums = vec![[[T::ZERO; L]; VECTORS]; beside * short];
+        for begin in (0..self.x.ncols()).step_by(beside * L * VECTORS) {
+            let beside = beside.min((self.x.ncols() - begin) / (L * VECTORS));
             sums.fill([[T::ZERO; L]; VECTORS]);
             for (at, list) in self.lists.iter().enumerate() {
                 let first = at * HEIGHT;
                 let count = HEIGHT.min(self.x.nrows() - first);
-                let x = self.x.submatrix(first, begin, count, L * VECTORS);
-                pack(x, self.scale, &mut rows[..count]);
-                list.add(&rows, &mut sums);
+                let x = self.x.submatrix(first, begin, count, beside * L * VECTORS);
+                if x.row_stride() == 1 {
+                    pack(x, self.scale, &mut rows[..count]);
+                } else {
+                    copy(x, self.scale, &mut rows[..beside * count]);
+                }
+                for block in 0..beside {
+                    list.add(&rows[block * count..][..count], &mut sums[block * short..][..short]);
+                }
             }
-            let out = self.out.rb_mut().subcols_mut(begin, L * VECTORS);
-            panel::add_rows(sums.as_flattened().as_flattened(), L * VECTORS, out, 0);
+            for block in 0..beside {
+                let out = self.out.rb_mut().subcols_mut(begin + block * L * VECTORS, L * VECTORS);
+                let sums = &sums[block * short..][..short];
+                panel::add_rows(sums.as_flattened().as_flattened(), L * VECTORS, out, 0);
+            }
+        }
+    }
+}
+
+/// Blocks of columns, one after the other, of rows that are one piece of memory each, times a number.
+#[inline(always)]
+fn copy<T: Scalar, const L: usize>(x: MatRef<'_, T>, scale: T, blocks: &mut [Row<T, L>]) {
+    let count = x.nrows();
+    for i in 0..count {
+        let Some(row) = x.row(i).try_as_row_major() else { return };
+        let (pieces, _) = row.as_slice().as_chunks::<L>();
+        for (block, piece) in pieces.as_chunks::<VECTORS>().0.iter().enumerate() {
+            let to = &mut blocks[block * count + i];
+            for k in 0..VECTORS {
+                let from = piece[k];
+                for lane in 0..L {
+                    to[k][lane] = scale * from[lane];
+                }
+            }
         }
     }
 }

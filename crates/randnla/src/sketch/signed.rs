@@ -65,15 +65,16 @@ impl<T: Scalar> Signed<T> {
     }
 
     fn run(&self, x: MatRef<'_, T>, mut out: MatMut<'_, T>, transposed: bool) {
-        if x.row_stride() != 1 && x.col_stride() == 1 {
-            return panel::vectorized(WholeRows { by: self, x, out, transposed });
-        }
         let mut x = x;
-        if !transposed && x.row_stride() == 1 && self.nonzeros >= SEVERAL {
+        let together = x.row_stride() == 1 || x.col_stride() == 1;
+        if !transposed && together && self.nonzeros >= SEVERAL {
             let (together, rest) = x.split_at_col(x.ncols() - x.ncols() % gather::width::<T>());
             let (to, out_rest) = out.split_at_col_mut(together.ncols());
             gather::add_product(&self.entries, self.nonzeros, self.scale, together, to);
             (x, out) = (rest, out_rest);
+        }
+        if x.row_stride() != 1 && x.col_stride() == 1 {
+            return panel::vectorized(WholeRows { by: self, x, out, transposed });
         }
         // Rows of 32 bytes: a panel of a thousand of them stays in the first cache.
         match size_of::<T>() {
