@@ -34,11 +34,11 @@ pub(crate) fn gram<T: Scalar>(x: MatRef<'_, T>) -> Mat<T> {
 
 /// Adds `a · b` to `acc`.
 ///
-/// Where one of them is large and the other has few columns, or rows, the large one is read some rows, or columns, at a time: what faer
-/// copies of it for its kernels then stays in the second cache.
+/// Where one of them is large and the other has few columns, or rows, the large one is read some rows, or columns, at a
+/// time: what faer copies of it for its kernels then stays in the second cache.
 pub(crate) fn add_product<T: Scalar>(mut acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
     const PART: usize = 512;
-    // Others take longer in parts.
+    // How many times as long as wide a result is that is made in parts.
     const THIN: usize = 8;
     let (rows, columns) = acc.shape();
     if rows < columns {
