@@ -11,6 +11,7 @@ use margay_ir::{Graph, NodeId, Op};
 use margay_loops::Backend;
 use margay_tensor::{Symbol, Tensor};
 
+use crate::samples::spread;
 use crate::{Arrays, DriverError, Interruption, Mask, Runner, Samples};
 
 /// The most lengths that code is made for.
@@ -167,8 +168,9 @@ pub enum Runs {
     Whole,
 }
 
-/// The first samples, at most so many, in the runs that a graph takes: as many at once as its inputs say, or `batch` where
-/// they leave it open. Where there is padding, samples of similar length run together, the shortest first.
+/// So many of the samples, evenly spread, in the runs that a graph takes: as many at once as its inputs say, or `batch` where
+/// they leave it open. The first few runs stand for all: each is spread over the samples, and where there is padding, so that
+/// samples of similar length run together, the lengths of the runs alternate.
 ///
 /// # Errors
 /// None, for samples of the graph.
@@ -182,14 +184,20 @@ pub fn runs(
 ) -> Result<Vec<Arrays>, DriverError> {
     let bound = samples.bound_batch(g);
     let size = bound.unwrap_or(batch).max(1);
-    let first = samples.rows().min(most.next_multiple_of(size));
-    let count = if wanted == Runs::Whole || bound.is_some() { first / size * size } else { first };
-    let mut rows: Vec<usize> = (0..count).collect();
+    let count = samples.rows().min(most.next_multiple_of(size));
+    let count = if wanted == Runs::Whole || bound.is_some() { count / size * size } else { count };
+    let mut rows = spread(samples.rows(), count);
+    let mut order: Vec<usize> = (0..count.div_ceil(size)).collect();
     if let Some(padding) = padding {
         let lengths = padding.of_samples(samples);
         rows.sort_by_key(|row| lengths[*row]);
+        order.sort_by_key(|run| run.reverse_bits());
+    } else {
+        let every = order.len();
+        rows = (0..every).flat_map(|first| rows.iter().copied().skip(first).step_by(every)).collect();
     }
-    rows.chunks(size).map(|rows| Ok(without(padding, samples.pick(rows)?))).collect()
+    let run = |run: usize| &rows[run * size..count.min((run + 1) * size)];
+    order.into_iter().map(|i| Ok(without(padding, samples.pick(run(i))?))).collect()
 }
 
 /// A batch without its padding, as far as that may go; all of it where none may.
@@ -361,9 +369,24 @@ mod tests {
             let all = runs(&g, &samples, padding, 4, most, wanted).unwrap();
             all.into_iter().map(|run| run[0].1.shape().to_vec()).collect()
         };
-        assert_eq!(shapes(Some(&padding), 10, Runs::All), [[4, 4], [4, 8], [2, 16]]);
-        assert_eq!(shapes(Some(&padding), 6, Runs::Whole), [[4, 4], [4, 16]]);
+        assert_eq!(shapes(Some(&padding), 10, Runs::All), [[4, 4], [2, 16], [4, 8]]);
+        assert_eq!(shapes(Some(&padding), 6, Runs::Whole), [[4, 8], [4, 16]]);
         assert_eq!(shapes(None, 10, Runs::Whole), [[4, 16], [4, 16]]);
+    }
+
+    #[test]
+    fn each_run_is_spread_over_the_samples() {
+        let g = parse("graph @g(%x: f32[B]) -> (y: f32[B]) {\n  return %x\n}\n", &|_, _| None).unwrap();
+        let numbers: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let samples = Samples::new(vec![("x".into(), Tensor::from_slice(&[20], &numbers).unwrap())]).unwrap();
+        let all = |most| -> Vec<Vec<f32>> {
+            let all = runs(&g, &samples, None, 4, most, Runs::All).unwrap();
+            all.into_iter().map(|run| run[0].1.to_vec().unwrap()).collect()
+        };
+        assert_eq!(all(8), [[0.0, 5.0, 10.0, 15.0], [2.0, 7.0, 12.0, 17.0]]);
+        let mut seen: Vec<f32> = all(20).into_iter().flatten().collect();
+        seen.sort_by(f32::total_cmp);
+        assert_eq!(seen, numbers);
     }
 
     #[test]

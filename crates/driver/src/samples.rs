@@ -174,12 +174,12 @@ impl Samples {
         self.pick(&(first..first + count).collect::<Vec<usize>>())
     }
 
-    /// The first samples, at most so many.
+    /// So many of the samples, or all where there are fewer, evenly spread: files are often sorted.
     ///
     /// # Errors
     /// As [`part`](Samples::part).
-    pub fn first(&self, most: usize) -> Result<Samples, DriverError> {
-        self.part(&(0..self.rows.min(most)).collect::<Vec<usize>>())
+    pub fn spread(&self, count: usize) -> Result<Samples, DriverError> {
+        self.part(&spread(self.rows, count))
     }
 
     /// The samples with these numbers, as samples.
@@ -234,6 +234,12 @@ impl Samples {
         self.shared.iter().for_each(|name| _ = h.update(name.as_bytes()));
         h.finalize().to_hex()[..16].to_string()
     }
+}
+
+/// So many of `rows` numbers, or all where there are fewer, ascending and evenly spread.
+pub(crate) fn spread(rows: usize, count: usize) -> Vec<usize> {
+    let count = count.min(rows);
+    (0..count).map(|i| (i as u128 * rows as u128 / count as u128) as usize).collect()
 }
 
 /// The numbers of samples to keep, and of those to hold out: `part` of every `of`, evenly spread, so that sorted data is

@@ -79,8 +79,8 @@ impl Recovery {
         let few = match recovered.interrupted {
             true => {
                 let batch = all.bound_batch(&self.student.graph).unwrap_or(1);
-                let rows = all.rows().min(MEASURED_IF_INTERRUPTED.next_multiple_of(batch));
-                Some(all.first(rows)?)
+                let rows = MEASURED_IF_INTERRUPTED.next_multiple_of(batch);
+                Some(all.spread(rows)?)
             }
             false => None,
         };

@@ -43,8 +43,14 @@ macro_rules! families {
             matmul_thin: thin, "matmul_f32_thin", ();
             /// One block of rows with a right operand that is packed on the way.
             matmul_strided: strided, "matmul_f32_strided_", (tile);
-            /// Narrow constants, widened.
-            matmul_widened: narrow, "matmul_widened_", (tile);
+            /// Constants of bf16, widened.
+            matmul_bf16: narrow::bf16, "matmul_bf16_widened_", (tile);
+            /// Constants of int8, widened.
+            matmul_int8: narrow::int8, "matmul_int8_widened_", (tile);
+            /// Constants of 4 bits, widened.
+            matmul_int4: narrow::int4, "matmul_int4_widened_", (tile);
+            /// Constants of 3 bits, widened.
+            matmul_int3: narrow::int3, "matmul_int3_widened_", (tile);
             /// Constants with random signs, which are drawn.
             matmul_drawn: drawn, "matmul_f32_drawn_", (tile);
             /// Products of bytes.
@@ -80,7 +86,7 @@ macro_rules! families {
 }
 
 macro_rules! names_struct {
-    ($($(#[$doc:meta])* $name:ident: $family:ident, $prefix:literal, $tile:tt;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $($family:ident)::+, $prefix:literal, $tile:tt;)*) => {
         /// The names of the kernels of a class.
         pub(crate) struct Names {
             $($(#[$doc])* pub(crate) $name: &'static str,)*
@@ -93,7 +99,7 @@ families!(names_struct!());
 
 macro_rules! names {
     ($tile:literal, $instructions:literal, $pairs:expr;
-     $($(#[$doc:meta])* $name:ident: $family:ident, $prefix:literal, $tiled:tt;)*) => {
+     $($(#[$doc:meta])* $name:ident: $($family:ident)::+, $prefix:literal, $tiled:tt;)*) => {
         Names { $($name: names!(@name $prefix, $tiled, $tile, $instructions),)* matmul_pairs: $pairs }
     };
     (@name $prefix:literal, (tile), $tile:literal, $instructions:literal) => {
@@ -123,16 +129,16 @@ impl Class {
 /// the compiler translates them side by side.
 macro_rules! class {
     ($(#[$attribute:meta])* $module:ident: $class:ident, $isa:expr, $features:tt;
-     $($(#[$doc:meta])* $name:ident: $family:ident, $prefix:literal, $tile:tt;)*) => {
+     $($(#[$doc:meta])* $name:ident: $($family:ident)::+, $prefix:literal, $tile:tt;)*) => {
         $(#[$attribute])*
         mod $module {
             use crate::{Class, KernelEntry};
 
-            $(entry!($name: $family, $isa, $features);)*
+            $(entry!($name: $($family)::+, $isa, $features);)*
 
             pub(super) const KERNELS: &[KernelEntry] = &[$(KernelEntry {
                 name: Class::$class.kernels().$name,
-                version: crate::$family::VERSION,
+                version: crate::$($family)::+::VERSION,
                 class: Class::$class,
                 function: $name::kernel,
             }),*];
@@ -142,7 +148,7 @@ macro_rules! class {
 
 /// A module of the entry point of a family.
 macro_rules! entry {
-    ($name:ident: $family:ident, $isa:expr, [$(#[$features:meta])?]) => {
+    ($name:ident: $($family:ident)::+, $isa:expr, [$(#[$features:meta])?]) => {
         mod $name {
             $(#[$features])?
             pub(super) unsafe extern "C" fn kernel(
@@ -155,7 +161,7 @@ macro_rules! entry {
                 // SAFETY: the caller's promise: the contract of `KernelFn` and a processor of the class.
                 unsafe {
                     let scratch = scratch.wrapping_add(crate::abi::SCRATCH_HEADER_BYTES).cast();
-                    crate::$family::run($isa, params, args, scratch, begin, end)
+                    crate::$($family)::+::run($isa, params, args, scratch, begin, end)
                 }
             }
         }

@@ -236,7 +236,7 @@ pub(crate) fn prepare_ordered(class: Class, call: &MatMul, order: Order) -> Resu
             (class.kernels().matmul_drawn, drawn.map_or(Vec::new(), |d| d.words(params)))
         }
         (Some(pairs), _) => (pairs, to_words(&params)),
-        (None, format) => (class.kernels().matmul_widened, narrow::words(params, format)),
+        (None, format) => (narrow::kernel(class.kernels(), format), narrow::words(params, format)),
     };
     phases.push(Phase {
         kernel,

@@ -7,9 +7,10 @@
 
 use crate::block::{Block, Finish, Left, Right, apply, multiply};
 use crate::constants::Format;
+use crate::families::Names;
 use crate::isa::{Isa, PANEL};
 use crate::matmul::{self, Item};
-use crate::panels::{BYTES, Bytes, FewBits, Halves, NIBBLES, PAIRS, Panel, Stored};
+use crate::panels::{Panel, Stored};
 use crate::params::{argument, from_words, params, to_words};
 
 params! {
@@ -33,44 +34,68 @@ pub(crate) const TILE_ROWS: usize = 8;
 pub(crate) fn words(product: matmul::Params, format: Format) -> Vec<u64> {
     let stored = match format {
         Format::FewBits(storage) => Stored::few_bits(storage, [product.k, product.n]),
-        Format::Bf16 => Stored::plain(PAIRS),
-        Format::F32 | Format::Int8 | Format::Signs(_) => Stored::plain(BYTES),
+        Format::F32 | Format::Bf16 | Format::Int8 | Format::Signs(_) => Stored::plain(),
     };
     to_words(&Params { product, stored })
 }
 
-/// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 4;
-
-/// The product.
-///
-/// Arguments: as those of a product with a packed constant.
-///
-/// # Safety
-/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`] and scratch for a run of terms.
-#[inline(always)]
-pub(crate) unsafe fn run<I: Isa>(
-    isa: I,
-    params: *const u64,
-    args: *const *mut u8,
-    scratch: *mut f32,
-    begin: u64,
-    end: u64,
-) {
-    // SAFETY: the parameters are ours.
-    unsafe {
-        let Params { product: p, stored } = from_words::<Params>(params);
-        let at = argument(args, p.b_at).cast_const();
-        let range = [begin as usize, end as usize];
-        match stored.format {
-            PAIRS => items(isa, p, args, scratch, range, |number| Halves::of(at, p.k, number)),
-            BYTES => items(isa, p, args, scratch, range, |number| Bytes::of(at, [p.k, p.n], number)),
-            NIBBLES => {
-                items(isa, p, args, scratch, range, |number| FewBits::<4>::of(at, stored, p.k, number))
-            }
-            _ => items(isa, p, args, scratch, range, |number| FewBits::<3>::of(at, stored, p.k, number)),
-        }
+/// The kernel for a format other than f32.
+pub(crate) fn kernel(names: &Names, format: Format) -> &'static str {
+    match format {
+        Format::Bf16 => names.matmul_bf16,
+        Format::FewBits(storage) if storage.bits == 3 => names.matmul_int3,
+        Format::FewBits(_) => names.matmul_int4,
+        Format::F32 | Format::Int8 | Format::Signs(_) => names.matmul_int8,
     }
+}
+
+/// The entry points, one for each way to store a constant: all in one function would be more than LLVM takes in a minute.
+macro_rules! stored {
+    ($($(#[$doc:meta])* $name:ident: |$at:ident, $stored:ident, $p:ident, $number:ident| $panel:expr;)*) => {$(
+        $(#[$doc])*
+        pub(crate) mod $name {
+            use super::{Isa, Params, argument, from_words, items};
+
+            /// The version of the contract and the parameters of [`run`].
+            pub(crate) const VERSION: u32 = 5;
+
+            /// The product.
+            ///
+            /// Arguments: as those of a product with a packed constant.
+            ///
+            /// # Safety
+            /// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`](super::words) and scratch
+            /// for a run of terms.
+            #[inline(always)]
+            pub(crate) unsafe fn run<I: Isa>(
+                isa: I,
+                params: *const u64,
+                args: *const *mut u8,
+                scratch: *mut f32,
+                begin: u64,
+                end: u64,
+            ) {
+                // SAFETY: the parameters are ours.
+                unsafe {
+                    let Params { product: $p, stored: $stored } = from_words::<Params>(params);
+                    let $at = argument(args, $p.b_at).cast_const();
+                    let range = [begin as usize, end as usize];
+                    items(isa, $p, args, scratch, range, |$number| $panel);
+                }
+            }
+        }
+    )*};
+}
+
+stored! {
+    /// Numbers of bf16.
+    bf16: |at, _stored, p, number| crate::panels::Halves::of(at, p.k, number);
+    /// Bytes with a step for each column.
+    int8: |at, _stored, p, number| crate::panels::Bytes::of(at, [p.k, p.n], number);
+    /// Elements of 4 bits.
+    int4: |at, stored, p, number| crate::panels::FewBits::<4>::of(at, stored, p.k, number);
+    /// Elements of 3 bits.
+    int3: |at, stored, p, number| crate::panels::FewBits::<3>::of(at, stored, p.k, number);
 }
 
 /// The items of a range, with a constant of one kind.

@@ -8,8 +8,6 @@ use crate::params::params;
 params! {
     /// How a constant is stored.
     Stored {
-        /// `PAIRS`, `BYTES`, `NIBBLES` or `TRIPLES`.
-        format: usize,
         /// Of elements of a few bits: terms that share a scale, whether scales are bf16, the zero point where none is stored,
         /// and what [`Parts`] says of the matrix; without zero points they begin where the elements do.
         size: usize,
@@ -21,15 +19,6 @@ params! {
         words: usize,
     }
 }
-
-/// Layout `bf16_kn32_pairs`.
-pub(crate) const PAIRS: usize = 0;
-/// Layout `int8_kn32`.
-pub(crate) const BYTES: usize = 1;
-/// Elements of 4 bits in the layout of `few_bits`.
-pub(crate) const NIBBLES: usize = 2;
-/// Elements of 3 bits in it.
-pub(crate) const TRIPLES: usize = 3;
 
 /// How far ahead a constant is fetched, in bytes.
 const AHEAD: usize = 4096;
@@ -295,8 +284,8 @@ fn numbers<I: Isa>(isa: I, x: [I::V; 2], grids: [[I::V; 2]; 2]) -> [I::V; 2] {
 
 impl Stored {
     /// Numbers of bf16, or bytes.
-    pub(crate) fn plain(format: usize) -> Stored {
-        Stored { format, size: 1, halves: 0, middle: 0, zeros_at: 0, elements_at: 0, zero_words: 0, words: 0 }
+    pub(crate) fn plain() -> Stored {
+        Stored { size: 1, halves: 0, middle: 0, zeros_at: 0, elements_at: 0, zero_words: 0, words: 0 }
     }
 
     /// Elements of a few bits.
@@ -306,7 +295,6 @@ impl Stored {
             unreachable!("elements of a few bits have scales for runs of terms")
         };
         Stored {
-            format: if storage.bits == 3 { TRIPLES } else { NIBBLES },
             size,
             halves: usize::from(storage.scale_type == margay_tensor::DType::BF16),
             middle: crate::few_bits::middle(storage).into(),

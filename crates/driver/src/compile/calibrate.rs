@@ -159,7 +159,7 @@ pub(crate) fn calibrate_gradients(
 /// Samples of which values themselves are kept, at most.
 const SAMPLED: usize = 8;
 
-/// What values are in the runs of the first samples: for each request a list of runs, each with one tensor per value. Of no
+/// What values are in the runs of a few samples: for each request a list of runs, each with one tensor per value. Of no
 /// values there are no runs.
 pub(crate) fn sampled(
     g: &Graph,
@@ -178,8 +178,8 @@ pub(crate) fn sampled(
     let part = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let runner = Runner::new(part, measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
-    let runs = SAMPLED.div_ceil(samples.bound_batch(g).unwrap_or(BATCH));
-    for inputs in samples.runs(g, BATCH).take(runs) {
+    let few = samples.spread(SAMPLED.next_multiple_of(samples.bound_batch(g).unwrap_or(BATCH)))?;
+    for inputs in few.runs(g, BATCH) {
         let outputs = runner.run(&inputs?)?;
         for (runs, asked) in found.iter_mut().zip(requests).filter(|(_, asked)| !asked.is_empty()) {
             let at = |v: &Value| values.binary_search(v).expect("every value was listed");

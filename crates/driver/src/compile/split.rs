@@ -50,12 +50,9 @@ pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
 /// # Errors
 /// Those of extents that samples have.
 pub(crate) fn enough(job: &Job<'_>, samples: &Samples, rows: usize) -> Result<Samples, DriverError> {
-    let count = samples.rows();
     let batch = samples.bound_batch(job.graph()).unwrap_or(1);
     let needed = needed(job.graph(), measured(&job.sites), &job.mask, samples, rows)?;
-    let enough = needed.next_multiple_of(batch).min(count);
-    let spread: Vec<usize> = (0..enough).map(|i| i * count / enough).collect();
-    samples.part(&spread)
+    samples.spread(needed.next_multiple_of(batch))
 }
 
 /// The numbers of samples to keep, and of `count` to hold out: one at random of each of as many equal stretches, so that

@@ -27,12 +27,15 @@ use self::fitting::{Seen, fit_layers};
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
 use crate::padding::{Padding, Runs, runs};
-use crate::rows::needed;
+use crate::rows::rows_of_a_sample;
 use crate::twins::Named;
 use crate::{Arrays, DriverError, Interruption, Progress, Samples, Silent, parallel};
 
 /// Samples that layers are fitted to, at most, and samples that are held out for them.
 const MOST_SAMPLES: [usize; 2] = [2048, 512];
+
+/// The least of both, however many rows a sample has: rows of one sample are alike.
+const LEAST_SAMPLES: [usize; 2] = [512, 256];
 
 /// Samples run at once where the model leaves its batch open.
 const SAMPLES_AT_ONCE: usize = 64;
@@ -107,12 +110,25 @@ struct Layer {
     metric: Option<Arc<Moments>>,
     /// How many layers are before it.
     level: usize,
+    /// The samples that it needs rows of, to learn from and held out.
+    samples: [usize; 2],
 }
 
 impl Layer {
     /// What its places read.
     fn inputs(&self) -> Vec<Value> {
         self.module.places.iter().map(|p| p.input.value).collect()
+    }
+
+    /// Of the batches of a part the first few that it needs.
+    fn needed<'b>(&self, batches: &'b [Vec<Arrays>; 2], part: usize) -> &'b [Arrays] {
+        let mut samples = 0;
+        let enough = |batch: &Arrays| {
+            samples += rows_of(batch);
+            samples >= self.samples[part]
+        };
+        let count = batches[part].iter().position(enough).map_or(batches[part].len(), |last| last + 1);
+        &batches[part][..count]
     }
 
     /// How many rows it reads of some batches, padding included.
@@ -136,7 +152,7 @@ pub fn refit_layers(
     data: &RefitData<'_>,
     progress: &dyn Progress,
 ) -> Result<Refitted, DriverError> {
-    let mut layers: Vec<Arc<Layer>> = layers(student, data).into_iter().map(Arc::new).collect();
+    let mut layers: Vec<Arc<Layer>> = layers(student, data)?.into_iter().map(Arc::new).collect();
     let matched = layers.len();
     // Second moments of longer rows would be larger than the weight.
     layers.retain(|layer| layer.module.d_in <= Gram::MOST_DENSE);
@@ -145,10 +161,8 @@ pub fn refit_layers(
     let mut new: Vec<(NodeId, Tensor)> = Vec::new();
     let batches =
         |samples: &Samples, most| runs(student, samples, data.padding, SAMPLES_AT_ONCE, most, Runs::All);
-    let inputs = || layers.iter().flat_map(|layer| layer.module.places.iter().map(|place| &place.input));
-    let needed = |samples| needed(original, inputs(), data.mask, samples, MAX_ROWS);
-    let most = [needed(data.train)?.min(MOST_SAMPLES[0]), needed(data.held_out)?.min(MOST_SAMPLES[1])];
-    let batches = [batches(data.train, most[0])?, batches(data.held_out, most[1])?];
+    let most = |part: usize| layers.iter().map(|layer| layer.samples[part]).max().unwrap_or(0);
+    let batches = [batches(data.train, most(0))?, batches(data.held_out, most(1))?];
     let stages = |batches| Stages::new(batches, data.backend, data.threads, data.interruption);
     let mut of_student = [stages(&batches[0]), stages(&batches[1])];
     let mut of_teacher = [stages(&batches[0]), stages(&batches[1])];
@@ -190,14 +204,15 @@ fn refit_level(
     let inputs: Vec<Value> = layers.iter().flat_map(|l| l.inputs()).collect();
     let targets: Vec<Value> = layers.iter().flat_map(|l| l.targets.clone()).collect();
     for part in 0..2 {
-        of_student[part].advance(student, &inputs)?;
-        of_teacher[part].advance(data.teacher, &targets)?;
+        let count = layers.iter().map(|layer| layer.needed(batches, part).len()).max().unwrap_or(0);
+        of_student[part].advance(student, &inputs, count)?;
+        of_teacher[part].advance(data.teacher, &targets, count)?;
     }
-    let enough = |l: &Arc<Layer>| l.rows(&batches[0], &of_student[0]) >= l.module.d_in;
+    let enough = |l: &Arc<Layer>| l.rows(l.needed(batches, 0), &of_student[0]) >= l.module.d_in;
     let layers: Vec<Arc<Layer>> = layers.into_iter().filter(enough).collect();
     let mut sums = Vec::new();
     for part in 0..2 {
-        sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &layers)?);
+        sums.push(measure(data, (batches, part), (&of_student[part], &of_teacher[part]), &layers)?);
     }
     let sums: Seen = sums.try_into().expect("both parts were measured");
     let (graph, threads, fit_to_both) = (student.clone(), data.threads, data.fit_to_both);
@@ -206,9 +221,10 @@ fn refit_level(
     interruption.run(move || fit_layers(&graph, &layers, &sums, fit_to_both, threads, &goes_on))?
 }
 
-fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
+fn layers(student: &Graph, data: &RefitData<'_>) -> Result<Vec<Layer>, DriverError> {
     let teacher = data.teacher;
     let modules = factored(student);
+    let parts = [data.train, data.held_out];
     let twins = Named::of(teacher);
     let levels = levels(student, &modules);
     let mut layers = Vec::new();
@@ -223,10 +239,18 @@ fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
                 }
                 None => (None, None),
             };
-            layers.push(Layer { module, targets, prior, metric, level });
+            let rows = |samples| {
+                rows_of_a_sample(student, module.places.iter().map(|p| &p.input), data.mask, samples)
+            };
+            let mut samples = [0; 2];
+            for part in 0..2 {
+                let rows: usize = rows(parts[part])?.into_iter().sum();
+                samples[part] = MAX_ROWS.div_ceil(rows.max(1)).clamp(LEAST_SAMPLES[part], MOST_SAMPLES[part]);
+            }
+            layers.push(Layer { module, targets, prior, metric, level, samples });
         }
     }
-    layers
+    Ok(layers)
 }
 
 /// For each module how many others are on the longest way to it.
@@ -254,25 +278,26 @@ fn dense_layer(teacher: &Graph, module: &Factored, output: Value) -> Option<Dens
 /// The moments of the layers' inputs in the student and outputs in the teacher.
 fn measure(
     data: &RefitData<'_>,
-    batches: &[Arrays],
+    (batches, part): (&[Vec<Arrays>; 2], usize),
     (of_student, of_teacher): (&Stages<'_>, &Stages<'_>),
     layers: &[Arc<Layer>],
 ) -> Result<Vec<Regression>, DriverError> {
-    let samples: usize = batches.iter().map(rows_of).sum();
-    let marks: Vec<Option<Marks>> = batches.iter().map(|b| data.mask.marks(b)).collect();
+    let marks: Vec<Option<Marks>> = batches[part].iter().map(|b| data.mask.marks(b)).collect();
+    let needed: Vec<&[Arrays]> = layers.iter().map(|layer| layer.needed(batches, part)).collect();
     // Parts of the batches are summed side by side; how many there are does not depend on the threads.
     let sums = parallel(data.threads, PARTS * layers.len(), &Silent, "", |i| {
-        let (part, layer) = (i % PARTS, &layers[i / PARTS]);
+        let (part, layer, batches) = (i % PARTS, &layers[i / PARTS], needed[i / PARTS]);
         let (module, targets) = (&layer.module, &layer.targets);
+        let samples: usize = batches.iter().map(rows_of).sum();
         let mut sum = Regression::new(module.d_in, module.d_out);
-        for (batch, marks) in marks.iter().enumerate().filter(|(batch, _)| batch % PARTS == part) {
+        for batch in (0..batches.len()).filter(|batch| batch % PARTS == part) {
             if data.interruption.asked() {
                 break;
             }
             for (place, target) in module.places.iter().zip(targets) {
                 let x = place.input.of(of_student.value(batch, place.input.value), samples);
                 let y = place.input.results(of_teacher.value(batch, *target), samples);
-                let (x, y) = match marks {
+                let (x, y) = match &marks[batch] {
                     Some(marks) => (marks.kept(x, module.d_in), marks.kept(y, module.d_out)),
                     None => (x, y),
                 };

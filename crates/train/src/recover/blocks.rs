@@ -105,7 +105,7 @@ pub(super) fn refine(
     let bytes = {
         let longest = batches(train, size)?;
         let mut stages = Stages::new(&longest, backend, goal.options.threads, &interruption);
-        2 * most_kept(student, &ends, &mut stages)?.div_ceil(longest.len().max(1) * size)
+        2 * most_kept(student, &ends, (&mut stages, longest.len()))?.div_ceil(longest.len().max(1) * size)
     };
     let fitting = MOST_KEPT_BYTES / bytes.max(1);
     let all: usize = MOST_SAMPLES.iter().sum();
@@ -126,7 +126,7 @@ pub(super) fn refine(
         }
         progress.at("refining blocks", i, ends.len());
         for data in &mut data {
-            data.teacher.advance(goal.teacher, &[end.pair.teacher])?;
+            data.teacher.advance(goal.teacher, &[end.pair.teacher], data.batches)?;
         }
         let block = data[0].student.part(&student, &[end.pair.student]);
         let mut parameters = trainable::trainable(&block, goal.options.train);
@@ -145,7 +145,7 @@ pub(super) fn refine(
             refined.reports.push(report);
         }
         for data in &mut data {
-            data.student.advance(&student, &[end.pair.student])?;
+            data.student.advance(&student, &[end.pair.student], data.batches)?;
         }
     }
     progress.at("refining blocks", ends.len(), ends.len());
@@ -153,10 +153,14 @@ pub(super) fn refine(
 }
 
 /// The most bytes that a model has between two blocks on some samples.
-fn most_kept(g: &Graph, ends: &[Scaled], stages: &mut Stages<'_>) -> Result<usize, TrainError> {
+fn most_kept(
+    g: &Graph,
+    ends: &[Scaled],
+    (stages, batches): (&mut Stages<'_>, usize),
+) -> Result<usize, TrainError> {
     let mut most = 0;
     for end in ends {
-        stages.advance(g, &[end.pair.student])?;
+        stages.advance(g, &[end.pair.student], batches)?;
         most = most.max(stages.kept_bytes());
     }
     Ok(most)

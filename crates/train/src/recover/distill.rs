@@ -41,7 +41,8 @@ impl Teacher {
         batch: usize,
     ) -> Result<Vec<f64>, TrainError> {
         let mut sums: Vec<Spread> = Vec::new();
-        for inputs in samples.runs(self.runner.graph(), batch).take(SCALING_SAMPLES.div_ceil(batch)) {
+        let few = samples.spread(SCALING_SAMPLES.next_multiple_of(batch))?;
+        for inputs in few.runs(self.runner.graph(), batch) {
             let inputs = inputs?;
             let marks = mask.marks(&inputs);
             let outputs = self.runner.run(&inputs)?;
