@@ -6,8 +6,12 @@
 //! The causal form is written as weights of all pairs, `φq φkᵀ` with 0 for later keys, by a choice or by a product with ones and
 //! zeros; their product with the values is divided by their sums. Lengths may be open where positions are compared.
 //!
-//! Required stage: imported. Declines when the product of keys and values, the weights, the numerator or the denominator is
-//! read by somebody else.
+//! Or it is written in chunks of positions, `[B, H, chunks, length of a chunk, …]`, of any length, known or open, filled up by
+//! zeros behind the last position: `φq (Σ φkᵀ [v | 1])` with the sums over earlier chunks, and the weights of all pairs within a
+//! chunk, with 0 for later keys, times `[v | 1]`. The last column of their sum divides the others.
+//!
+//! Required stage: imported. Declines when the product of keys and values, the weights, the sums, the numerator or the denominator
+//! is read by somebody else.
 //!
 //! ```text
 //! graph @before(%q: f32[B, 2, S, 6], %k: f32[B, 2, S, 6], %v: f32[B, 2, S, 4]) -> (y: f32[B, 2, S, 4]) {
@@ -28,11 +32,12 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Bits, LinearAttention, Reduce, ReduceKind, Transpose};
+use margay_ir::ops::{Bits, Cumulate, LinearAttention, Number, Reduce, ReduceKind, Reshape, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
-    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+    AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
 };
+use margay_tensor::{Dim, Shape};
 
 use crate::matching::{both_orders, is_number, is_triangle, scalar, sees_earlier};
 
@@ -57,6 +62,7 @@ impl Pass for RecognizeLinearAttention {
         let rules = [
             Rule { name: "linear-attention-from-products", apply: whole },
             Rule { name: "causal-linear-attention-from-weights", apply: causal },
+            Rule { name: "causal-linear-attention-from-chunks", apply: in_chunks },
         ];
         rewrite(self.name(), g, cx, self, &rules)
     }
@@ -75,7 +81,11 @@ fn whole(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
     let read = [("product of keys and values", products, 1), ("numerator", numerator, 1), ("sum", sums, 1)];
     match others_read(g, &read) {
         Some(declined) => Ok(declined),
-        None => linear(g, [n, products.node], [q, kt, v], false, epsilon),
+        None => {
+            let mut patch = Patch::new();
+            let k = keys(g, &mut patch, kt, products.node)?;
+            linear(g, n, patch, [q, k, v], false, epsilon)
+        }
     }
 }
 
@@ -98,8 +108,170 @@ fn causal(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
     ];
     match others_read(g, &read) {
         Some(declined) => Ok(declined),
-        None => linear(g, [n, products.node], [q, kt, v], true, epsilon),
+        None => {
+            let mut patch = Patch::new();
+            let k = keys(g, &mut patch, kt, products.node)?;
+            linear(g, n, patch, [q, k, v], true, epsilon)
+        }
     }
+}
+
+fn in_chunks(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
+    let Op::Div(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let [numerator, denominator] = both_orders(g, n.into())[0];
+    let (column, epsilon) = with_epsilon(g, denominator);
+    let Some(sums) = with_last_column(g, numerator, column) else { return Ok(Verdict::NoMatch) };
+    let joined = first_rows(g, sums).unwrap_or(sums);
+    let Op::Reshape(_) = g.op(joined.node) else { return Ok(Verdict::NoMatch) };
+    let by_chunk = g.inputs_of(joined.node)[0];
+    let Some(chunks) = Chunks::find(g, by_chunk) else { return Ok(Verdict::NoMatch) };
+    if g.ty(joined).shape != without_chunks(g, by_chunk) {
+        return Ok(Verdict::NoMatch);
+    }
+    let (mut patch, positions) = (Patch::new(), &g.ty(numerator).shape[2]);
+    let mut of = |v| unfilled(g, &mut patch, v, positions);
+    let [q, k, v] = [of(chunks.q)?, of(chunks.k)?, of(chunks.values)?];
+    let v = v.and_then(|v| padded_by(g, v, 3, |number| number == 1.0));
+    let (Some(q), Some(k), Some(v)) = (q, k, v) else { return Ok(Verdict::NoMatch) };
+    let mut read = chunks.read;
+    read.push(("sum of chunks", by_chunk, 1));
+    if joined != sums {
+        read.push(("sum over positions", joined, 1));
+    }
+    read.extend([("sum over positions", sums, 2), ("numerator", numerator, 1), ("sum", column, 1)]);
+    match others_read(g, &read) {
+        Some(declined) => Ok(declined),
+        None => linear(g, n, patch, [q, k, v], true, epsilon),
+    }
+}
+
+/// Sums over positions `[B, H, chunks, length of a chunk, …]`.
+struct Chunks {
+    q: Value,
+    k: Value,
+    /// Values with ones.
+    values: Value,
+    /// What is computed on the way, with its name and the number of its readers.
+    read: Vec<(&'static str, Value, usize)>,
+}
+
+impl Chunks {
+    /// What a sum adds up: within each chunk and over earlier chunks.
+    fn find(g: &Graph, sum: Value) -> Option<Chunks> {
+        let Op::Add(_) = g.op(sum.node) else { return None };
+        both_orders(g, sum).into_iter().find_map(|[inside, outside]| {
+            let [weights, values] = product(g, inside)?;
+            let pairs = unmasked(g, weights)?;
+            let [q, kt] = product(g, pairs)?;
+            let [queries, before] = product(g, outside)?;
+            let earlier = uncast(g, before);
+            let Op::Cumulate(Cumulate { axis: 2, product: false, exclusive: true, reverse: false }) =
+                g.op(earlier.node)
+            else {
+                return None;
+            };
+            let moments = uncast(g, g.inputs_of(earlier.node)[0]);
+            let k = match g.op(kt.node) {
+                Op::Transpose(t) if t.perm == [0, 1, 2, 4, 3] => g.inputs_of(kt.node)[0],
+                _ => return None,
+            };
+            // Extents that broadcast are no chunks.
+            let alike = [q, k, values]
+                .iter()
+                .all(|&x| g.ty(x).ndim() == 5 && g.ty(x).shape[..4] == g.ty(q).shape[..4]);
+            let same = queries == q && product(g, moments)? == [kt, values];
+            (same && alike).then(|| Chunks {
+                q,
+                k,
+                values,
+                read: vec![
+                    ("product of queries and keys", pairs, 1),
+                    ("matrix of weights", weights, 1),
+                    ("product of keys and values", moments, 1),
+                    ("sum over earlier chunks", before, 1),
+                    ("sum within chunks", inside, 1),
+                    ("product of queries and earlier chunks", outside, 1),
+                ],
+            })
+        })
+    }
+}
+
+/// The shape of a value with its chunks one after the other.
+fn without_chunks(g: &Graph, v: Value) -> Shape {
+    let mut shape = g.ty(v).shape.clone();
+    let joined = &shape[2] * &shape[3];
+    shape.splice(2..4, [joined]);
+    shape
+}
+
+/// The positions of a value in chunks, without fillers behind the last one. What they are does not matter if it is finite: no
+/// earlier position sees them.
+fn unfilled(g: &Graph, patch: &mut Patch, v: Value, positions: &Dim) -> Result<Option<Value>, AddError> {
+    let shape = without_chunks(g, v);
+    let from = match g.op(v.node) {
+        Op::Reshape(_) => Some(g.inputs_of(v.node)[0]).filter(|x| g.ty(*x).shape == shape),
+        _ => None,
+    };
+    let filled = from.and_then(|x| padded_by(g, first_rows(g, x).unwrap_or(x), 2, f64::is_finite));
+    if let Some(x) = filled.filter(|x| g.ty(*x).shape[2] == *positions) {
+        return Ok(Some(x));
+    }
+    match from {
+        _ if shape[2] != *positions => Ok(None),
+        Some(x) => Ok(Some(x)),
+        None => Ok(Some(patch.add(g, Reshape { shape }, &[v], g.node(v.node).origin.clone())?)),
+    }
+}
+
+/// What a value has the first rows of, along the third of four axes.
+fn first_rows(g: &Graph, v: Value) -> Option<Value> {
+    let (x, [starts, ends]) = slice(g, v)?;
+    let whole = |axis: usize| starts[axis].is(0) && (axis == 2 || ends[axis] == g.ty(x).shape[axis]);
+    (0..4).all(whole).then_some(x)
+}
+
+/// What both sides of a quotient have the first rows of: the one all columns but the last, the other the last.
+fn with_last_column(g: &Graph, numerator: Value, column: Value) -> Option<Value> {
+    let (x, [starts, ends]) = slice(g, numerator)?;
+    let (y, [column_starts, column_ends]) = slice(g, column)?;
+    let shape = &g.ty(x).shape;
+    let heads = |ends: &[Dim]| ends[..2] == shape[..2];
+    let rows = starts.iter().chain(&column_starts[..3]).all(|start| start.is(0))
+        && ends[2] == column_ends[2]
+        && heads(ends)
+        && heads(column_ends);
+    let last = column_starts[3] == ends[3] && column_ends[3] == shape[3] && g.ty(column).shape[3].is(1);
+    (x == y && rows && last).then_some(x)
+}
+
+/// The operand of a slice by steps of 1 of four axes, where it starts, and where it ends.
+fn slice(g: &Graph, v: Value) -> Option<(Value, [&[Dim]; 2])> {
+    match g.op(v.node) {
+        Op::Slice(op) if op.steps == [1; 4] => {
+            Some((g.inputs_of(v.node)[0], [op.starts.as_slice(), op.ends.as_slice()]))
+        }
+        _ => None,
+    }
+}
+
+/// What has copies of a number after it along one axis.
+fn padded_by(g: &Graph, v: Value, axis: usize, is: impl Fn(f64) -> bool) -> Option<Value> {
+    let Op::Pad(op) = g.op(v.node) else { return None };
+    let others = op.after.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, copies)| copies);
+    let number = match op.value {
+        Number::Float(number) => number.get(),
+        Number::Int(number) => number as f64,
+    };
+    let fits = op.before.iter().chain(others).all(|copies| *copies == 0) && is(number);
+    fits.then(|| g.inputs_of(v.node)[0])
+}
+
+/// What became a value by a conversion between floats, the value itself if there was none.
+fn uncast(g: &Graph, v: Value) -> Value {
+    let Op::Cast(_) = g.op(v.node) else { return v };
+    let x = g.inputs_of(v.node)[0];
+    if g.ty(x).dtype.is_float() && g.ty(v).dtype.is_float() { x } else { v }
 }
 
 /// Says of the first value that somebody else reads how many read it; each has as many readers as it should.
@@ -111,27 +283,20 @@ fn others_read(g: &Graph, values: &[(&str, Value, usize)]) -> Option<Verdict> {
     })
 }
 
-/// The operator in place of a quotient; the second node is the one that reads the transposed keys.
+/// The operator in place of a quotient.
 fn linear(
     g: &Graph,
-    [n, reader]: [NodeId; 2],
-    [q, kt, v]: [Value; 3],
+    n: NodeId,
+    mut patch: Patch,
+    [q, k, v]: [Value; 3],
     causal: bool,
     epsilon: f64,
 ) -> RuleResult {
     // Extents that broadcast are no attention.
-    let heads = |x: Value| g.ty(x).shape[..2].to_vec();
-    if heads(q) != heads(kt) || heads(q) != heads(v) {
+    let heads = |x: Value| patch.ty(g, x).shape[..2].to_vec();
+    if heads(q) != heads(k) || heads(q) != heads(v) {
         return Ok(Verdict::NoMatch);
     }
-    let mut patch = Patch::new();
-    let k = match transposed(g, kt) {
-        Some(k) => k,
-        None => {
-            let swap = Transpose { perm: vec![0, 1, 3, 2] };
-            patch.add(g, swap, &[kt], g.node(reader).origin.clone())?
-        }
-    };
     let op = LinearAttention { causal, epsilon: Bits::new(epsilon) };
     let new = patch.add(g, op, &[q, k, v], g.node(n).origin.clone())?;
     if patch.ty(g, new) != g.ty(n.into()) {
@@ -139,6 +304,17 @@ fn linear(
     }
     patch.redirect(n.into(), new);
     Ok(Verdict::Rewrite(patch))
+}
+
+/// Keys, of transposed ones that a node reads.
+fn keys(g: &Graph, patch: &mut Patch, kt: Value, reader: NodeId) -> Result<Value, AddError> {
+    match transposed(g, kt) {
+        Some(k) => Ok(k),
+        None => {
+            let swap = Transpose { perm: vec![0, 1, 3, 2] };
+            patch.add(g, swap, &[kt], g.node(reader).origin.clone())
+        }
+    }
 }
 
 /// The products of queries and keys, of weights that are 0 for later keys.

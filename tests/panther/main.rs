@@ -2,6 +2,7 @@
 //! passes (arXiv 2601.15473), which are written out here once more by plain loops.
 
 mod attention;
+mod causal;
 mod derivatives;
 mod favor;
 mod features;

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnxruntime
 
 import program
@@ -202,6 +203,55 @@ def other_attention(tool, data):
         check(f"{name}: artifact and export equal onnxruntime within 1e-4", worst <= 1e-4, f"{worst:.1e}")
 
 
+def all_pairs(path, heads, features, width):
+    """Causal linear attention by the weights of all pairs of positions, as a model of batches of open lengths."""
+    value = lambda name, last: onnx.helper.make_tensor_value_info(
+        name, onnx.TensorProto.FLOAT, ["batch", heads, "length", last])
+    node = onnx.helper.make_node
+    constants = {"one": np.int64(1), "two": np.int64([2]), "last": np.int64([3]), "rows": np.int64([1]),
+                 "zero": np.float32(0), "start": np.int64(0), "epsilon": np.float32(0.5)}
+    nodes = [
+        node("Softplus", ["q"], ["phi_q"]), node("Softplus", ["k"], ["phi_k"]),
+        node("Transpose", ["phi_k"], ["turned"], perm=[0, 1, 3, 2]),
+        node("MatMul", ["phi_q", "turned"], ["products"]),
+        node("Shape", ["q"], ["shape"]), node("Gather", ["shape", "two"], ["length"]),
+        node("Squeeze", ["length"], ["end"]), node("Range", ["start", "end", "one"], ["keys"]),
+        node("Unsqueeze", ["keys", "rows"], ["queries"]),
+        node("LessOrEqual", ["keys", "queries"], ["seen"]),
+        node("Where", ["seen", "products", "zero"], ["weights"]),
+        node("MatMul", ["weights", "v"], ["numerator"]),
+        node("ReduceSum", ["weights", "last"], ["sum"], keepdims=1),
+        node("Add", ["sum", "epsilon"], ["denominator"]), node("Div", ["numerator", "denominator"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "causal", [value("q", features), value("k", features), value("v", width)],
+        [value("y", width)], [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def causal_features(tool):
+    """Causal linear attention: the export, in chunks, equals all pairs in onnxruntime, with an open length and with known ones."""
+    source = tool.folder / "causal.onnx"
+    all_pairs(source, heads=3, features=16, width=8)
+    tool("export", source, "-o", "chunks.onnx")
+    operators = [n.op_type for n in onnx.load(tool.folder / "chunks.onnx").graph.node]
+    check("causal linear attention is exported in chunks", "CumSum" in operators and "Range" not in operators,
+          f"{len(operators)} nodes")
+    generator = np.random.default_rng(5)
+    worst = 0.0
+    for length in (1, 63, 64, 65, 200):
+        draw = lambda last: generator.standard_normal((2, 3, length, last), dtype=np.float32)
+        inputs = {"q": draw(16), "k": draw(16), "v": draw(8)}
+        reference = run(str(source), inputs)
+        others = [run(str(tool.folder / "chunks.onnx"), inputs)]
+        others += [tool.outputs(model, inputs) for model in ("chunks.onnx", "causal.onnx")]
+        worst = max(worst, *(largest_difference(found, reference) for found in others))
+    check("causal linear attention in chunks equals all pairs in onnxruntime within 1e-5", worst <= 1e-5,
+          f"{worst:.1e}")
+
+
 def derivatives(tool, data, model):
     """The backward pass as ONNX, in onnxruntime, beside the derivatives that jax took."""
     arrays = load(data / f"{model}_gradients.npz")
@@ -270,7 +320,7 @@ def main():
     skipped = 0
     with tempfile.TemporaryDirectory() as folder:
         tool = Tool(binary, folder)
-        parts = [lambda: readme_samples(tool), lambda: dense_outputs(tool, data),
+        parts = [lambda: readme_samples(tool), lambda: causal_features(tool), lambda: dense_outputs(tool, data),
                  lambda: several_lengths(tool, data)]
         if calibrated:
             parts += [lambda m=m: sketched(tool, data, m) for m in MODELS]

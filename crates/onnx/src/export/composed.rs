@@ -160,7 +160,8 @@ impl Exporter<'_> {
         Ok(scores)
     }
 
-    /// φQ (φKᵀ V) / (φQ Σ φK + ε); causal, the weights are φQ φKᵀ with 0 for later keys.
+    /// φQ (φKᵀ V) / (φQ Σ φK + ε); causal and of few positions, the weights are φQ φKᵀ with 0 for later keys. Of many positions
+    /// it is written in chunks (see `spelled`).
     pub(super) fn linear_attention(
         &mut self,
         n: NodeId,

@@ -1,14 +1,16 @@
 //! Operators that ONNX lacks, spelled as others: those of backward passes of convolutional networks as windows, products and sums
-//! of windows, recurrences that are no layer of ONNX as loops, sketches as products and lookups.
+//! of windows, recurrences that are no layer of ONNX as loops, sketches as products and lookups, causal linear attention of many
+//! positions as sums over chunks of them.
 
 use margay_ir::ops::{
-    Bits, Col2im, Const, ConvKernelGradient, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient, Numbers,
-    Reduce, ReduceKind, Reshape, Select, Transpose,
+    Bits, Col2im, Const, ConvKernelGradient, Div, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient,
+    Numbers, Reduce, ReduceKind, Reshape, Select, Transpose,
 };
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{AddError, Builder, Changed, Cx, Graph, NodeId, Op, Origin, Patch, Payload, Value, Verdict};
 use margay_tensor::{DType, Dim};
 
+use super::label;
 use super::recurrent::Layer;
 use crate::OnnxError;
 
@@ -37,6 +39,14 @@ fn spelled(g: &Graph, n: NodeId, _: &()) -> RuleResult {
         }
         Op::FeatureAttention(op) => {
             vec![op.decomposed(&mut Builder::patching(g, &mut patch, origin), &g.inputs_of(n))?]
+        }
+        Op::LinearAttention(op) if op.has_chunks(&g.ty(g.inputs_of(n)[0]).shape[2]) => {
+            let inputs = g.inputs_of(n);
+            let operands = [0, 1, 2].map(|i| inputs[i]);
+            // The quotient stands for the whole.
+            let parts = Origin::named(&format!("{}/chunks", label(&origin, g.op(n).name())));
+            let quotient = op.in_chunks(&mut Builder::patching(g, &mut patch, parts), operands)?;
+            vec![patch.add(g, Div, &quotient, origin)?]
         }
         _ => return Ok(Verdict::NoMatch),
     };

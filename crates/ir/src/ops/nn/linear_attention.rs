@@ -14,16 +14,16 @@ use margay_loops::KernelCall;
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::attention::row_strides;
+use super::causal_sums::{CausalSums, padded, part};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::{
-    Bits, Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef, Reshape,
-    Slice,
+    Bits, Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef,
 };
 use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
+use crate::{AddError, Builder, Op, TensorType, TypeError, Types, Value, types};
 
 /// Attention by products of features, of three operands.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -36,10 +36,29 @@ pub struct LinearAttention {
 
 attributes!(LinearAttention { causal = false, epsilon = Bits::new(0.0) });
 
-/// Positions whose pairs are weighed one by one in the derivative of the causal form.
-const CHUNK: usize = 64;
-
 impl LinearAttention {
+    /// Whether sums over earlier positions go over several chunks of a given number of positions, or may do so.
+    pub fn has_chunks(&self, positions: &Dim) -> bool {
+        self.causal && CausalSums::new(positions).has_chunks()
+    }
+
+    /// Numerator and denominator of the causal form by ordinary operators, none of which grows with the square of the number of
+    /// positions: sums over earlier positions of the values and of 1.
+    ///
+    /// # Errors
+    /// Operands of another operator.
+    pub fn in_chunks(&self, b: &mut Builder<'_>, [q, k, v]: [Value; 3]) -> Result<[Value; 2], AddError> {
+        let width = b.ty(v).shape[3].clone();
+        let with_ones = padded(b, v, 3, 1, 1.0)?;
+        let sums = CausalSums::new(&b.ty(q).shape[2]).of(b, [q, k, with_ones], false)?;
+        let values = part(b, sums, 3, [&Dim::default(), &width])?;
+        let mut total = part(b, sums, 3, [&width, &(&width + &Dim::from(1usize))])?;
+        if self.epsilon.get() != 0.0 {
+            total = b.offset(total, self.epsilon.get())?;
+        }
+        Ok([values, total])
+    }
+
     /// Derivatives of the causal form are causal sums themselves, two of them from the last position backwards. With
     /// N = Σ (φq·φk) v and d = Σ φq·φk + epsilon: dN = dO / d, dd = -dO·O / d, and
     ///
@@ -50,10 +69,7 @@ impl LinearAttention {
     /// ```
     fn causal_vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));
-        let Some(positions) = cx.ty(q).shape[2].as_extent() else {
-            return Grad::none("there is no rule for the causal form of an open length");
-        };
-        let sums = CausalSums { positions };
+        let sums = CausalSums::new(&cx.ty(q).shape[2]);
         let d_out = cx.cotangent()?;
         let mut column = cx.ty(v).shape.clone();
         column[3] = Dim::from(1usize);
@@ -72,89 +88,6 @@ impl LinearAttention {
         let dk = sums.of(cx, [right, left, q], true)?;
         Grad::all([dq, dk, sums.of(cx, [k, q, d_n], true)?])
     }
-}
-
-/// Sums over earlier positions, chunk by chunk: pairs of a chunk are weighed one by one, and what lies before a chunk
-/// counts by its moments, which are summed over chunks. Memory grows with the length, not with its square.
-struct CausalSums {
-    positions: usize,
-}
-
-impl CausalSums {
-    /// `Σ_{j <= i} (x_i·y_j) z_j` for every position i of `[B, H, S, P]`, `[B, H, S, P]` and `[B, H, S, R]`; with
-    /// `reversed` over j >= i.
-    fn of(&self, cx: &mut Vjp<'_>, operands: [Value; 3], reversed: bool) -> Result<Value, AddError> {
-        let chunks = self.positions.div_ceil(CHUNK).max(1);
-        let chunk = if chunks == 1 { self.positions } else { CHUNK };
-        let [batch, heads] = [0, 1].map(|axis| cx.ty(operands[0]).shape[axis].clone());
-        let mut split = operands;
-        if chunks > 1 {
-            for v in &mut split {
-                *v = self.split(cx, *v, chunks)?;
-            }
-        }
-        let [x, y, z] = split;
-        let product = |cx: &mut Vjp<'_>, a, b| cx.op(MatMul, &[a, b]);
-        let y_transposed = cx.transposed(y)?;
-        let pairs = product(cx, x, y_transposed)?;
-        let seen = triangle(cx, x, chunk, reversed, true)?;
-        let weights = cx.mul(pairs, seen)?;
-        let within = product(cx, weights, z)?;
-        if chunks == 1 {
-            return Ok(within);
-        }
-        let moments = product(cx, y_transposed, z)?;
-        let moment_shape = cx.ty(moments).shape.clone();
-        let flat = &moment_shape[2] * &moment_shape[3];
-        let by_chunk = vec![batch.clone(), heads.clone(), Dim::from(chunks), flat];
-        let rows = cx.op(Reshape { shape: by_chunk }, &[moments])?;
-        let before = triangle(cx, x, chunks, reversed, false)?;
-        let rows = product(cx, before, rows)?;
-        let carried = cx.op(Reshape { shape: moment_shape }, &[rows])?;
-        let outside = product(cx, x, carried)?;
-        let sum = cx.add(within, outside)?;
-        let width = cx.ty(sum).shape[3].clone();
-        let joined = vec![batch, heads, Dim::from(chunks * CHUNK), width];
-        let sum = cx.op(Reshape { shape: joined.clone() }, &[sum])?;
-        let mut ends = joined;
-        ends[2] = Dim::from(self.positions);
-        cx.op(Slice { starts: vec![Dim::default(); 4], ends, steps: vec![1; 4] }, &[sum])
-    }
-
-    /// `[B, H, S, P]` as `[B, H · chunks, CHUNK, P]`, with zeros after the last position.
-    fn split(&self, cx: &mut Vjp<'_>, v: Value, chunks: usize) -> Result<Value, AddError> {
-        let shape = cx.ty(v).shape.clone();
-        let missing = chunks * CHUNK - self.positions;
-        let mut padded = v;
-        if missing > 0 {
-            let mut rest = shape.clone();
-            rest[2] = Dim::from(missing);
-            let zero = cx.number(v, 0.0)?;
-            let zeros = cx.op(Broadcast { shape: rest }, &[zero])?;
-            padded = cx.op(Concat { axis: 2 }, &[v, zeros])?;
-        }
-        let heads = &shape[1] * &Dim::from(chunks);
-        let shape = vec![shape[0].clone(), heads, Dim::from(CHUNK), shape[3].clone()];
-        cx.op(Reshape { shape }, &[padded])
-    }
-}
-
-/// Ones at and below the diagonal, or above it for `reversed`; without it unless `diagonal`. Zeros elsewhere.
-fn triangle(
-    cx: &mut Vjp<'_>,
-    like: Value,
-    size: usize,
-    reversed: bool,
-    diagonal: bool,
-) -> Result<Value, AddError> {
-    let one = |at: usize| {
-        let (i, j) = if reversed { (at % size, at / size) } else { (at / size, at % size) };
-        f64::from(u8::from(j < i || (diagonal && i == j)))
-    };
-    let ones = Numbers::Float((0..size * size).map(one).collect());
-    let tensor = ones.into_tensor(cx.ty(like).dtype, &[size, size]);
-    let tensor = tensor.map_err(|e| TypeError::attribute(e.to_string()));
-    cx.constant(tensor.map_err(|error| AddError { op: LinearAttention::NAME, error })?)
 }
 
 impl OpDef for LinearAttention {

@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_gradient;
+mod causal_sums;
 mod col2im;
 mod conv;
 mod conv_kernel_gradient;
