@@ -1,7 +1,7 @@
 //! How many rows samples give of a value, and how many samples that takes.
 
 use margay_ir::{Graph, Value, eval};
-use margay_passes::sketch::{Rows, Site};
+use margay_passes::sketch::{Rows, Site, Thinning};
 
 use crate::{DriverError, Mask, Samples};
 
@@ -48,7 +48,7 @@ pub(crate) fn rows_of_a_sample<'r>(
         marks.iter().filter(|counts| **counts).count() as f64 / marks.len().max(1) as f64
     });
     let of_a_sample = |rows: &Rows| {
-        let all = shape(rows.value).map_or(0, |shape| rows.count(&shape, batch) / batch);
+        let all = shape(rows.value).map_or(0, |shape| rows.count(&shape, Thinning::of(batch)) / batch);
         (counted * all as f64) as usize
     };
     Ok(values.map(of_a_sample).collect())

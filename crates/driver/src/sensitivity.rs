@@ -7,7 +7,7 @@
 //! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
 
 use margay_ir::{Graph, Value, eval};
-use margay_passes::sketch::{Layer, Rows, layers};
+use margay_passes::sketch::{Layer, Rows, Thinning, layers};
 use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix};
 use margay_tensor::Tensor;
 use serde::Serialize;
@@ -288,7 +288,7 @@ impl Probe {
         let mut by_bias = vec![0.0; module.d_out];
         for (rows, x, gradient) in &self.places[i].nodes {
             if let Some(marks) = inputs {
-                let all = rows.of(&outputs[*x].1, samples);
+                let all = rows.of(&outputs[*x].1, Thinning::of(samples));
                 let kept = match marks {
                     Some(marks) => marks.kept(all, module.d_in),
                     None => all,

@@ -80,7 +80,7 @@ pub use quantized::QuantizedScheme;
 pub use ranks::{FactorPair, factor_pairs};
 pub use relative::RelativePositions;
 pub use replacement::{ApplyError, Replacement, form, patch};
-pub use rows::{MAX_ROWS, RowKind, Rows, Windows};
+pub use rows::{MAX_ROWS, RowKind, Rows, Thinning, Windows};
 pub use spatial::SpatialScheme;
 pub use structured::{StructureStart, StructuredScheme, StructuredSettings};
 pub use training::{

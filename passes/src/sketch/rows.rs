@@ -9,6 +9,27 @@ use margay_tensor::Tensor;
 /// else need not be run. For rows of a few thousand numbers these are enough.
 pub const MAX_ROWS: usize = 1 << 16;
 
+/// Of how many samples rows are measured, and how many in all, about: of more, windows are left out evenly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Thinning {
+    /// Samples, in all runs together.
+    pub samples: usize,
+    /// The most rows that windows give.
+    pub rows: usize,
+}
+
+impl Thinning {
+    /// At most [`MAX_ROWS`] windows of so many samples.
+    pub fn of(samples: usize) -> Thinning {
+        Thinning { samples, rows: MAX_ROWS }
+    }
+
+    /// One of how many windows is taken, where a sample has so many.
+    fn every(self, windows: usize) -> usize {
+        (self.samples * windows).div_ceil(self.rows).max(1)
+    }
+}
+
 /// A value, and how rows are made of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Rows {
@@ -32,12 +53,14 @@ pub enum RowKind {
 }
 
 impl Rows {
-    /// The rows of a tensor that has the place of the value, with some windows left out if there are so many in all:
-    /// `samples` is the number of images.
-    pub fn of(&self, x: &Tensor, samples: usize) -> Vec<f32> {
+    /// The rows of a tensor that has the place of the value, with some windows left out if there are so many in all.
+    pub fn of(&self, x: &Tensor, thinning: Thinning) -> Vec<f32> {
         match &self.kind {
             RowKind::LastAxis => x.to_vec::<f32>().expect("sites read f32"),
-            RowKind::Windows(windows) => windows.rows(x, windows.every(planar(&x.shape()[2..]), samples)),
+            RowKind::Windows(windows) => {
+                let [rows, columns] = windows.count(planar(&x.shape()[2..]));
+                windows.rows(x, thinning.every(rows * columns))
+            }
             RowKind::Places => {
                 let one = |place: usize| (0..self.length).map(move |i| if i == place { 1.0 } else { 0.0 });
                 self.places(x).unwrap_or_default().into_iter().flat_map(one).collect()
@@ -65,27 +88,25 @@ impl Rows {
     }
 
     /// How many rows [`of`](Rows::of) gives for a tensor of this shape.
-    pub fn count(&self, shape: &[usize], samples: usize) -> usize {
+    pub fn count(&self, shape: &[usize], thinning: Thinning) -> usize {
         match &self.kind {
             RowKind::LastAxis => shape.iter().product::<usize>() / self.length.max(1),
             RowKind::Places => shape.iter().product(),
             RowKind::Windows(windows) => {
-                let size = planar(&shape[2..]);
-                let [rows, columns] = windows.count(size);
-                (shape[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
+                let [rows, columns] = windows.count(planar(&shape[2..]));
+                (shape[0] * rows * columns).div_ceil(thinning.every(rows * columns))
             }
         }
     }
 
     /// Rows of the result `y` of a site, those that belong to [`of`](Rows::of): channels second where there are windows.
-    pub fn results(&self, y: &Tensor, samples: usize) -> Vec<f32> {
+    pub fn results(&self, y: &Tensor, thinning: Thinning) -> Vec<f32> {
         let data = y.to_vec::<f32>().expect("sites compute f32");
         if !matches!(self.kind, RowKind::Windows(_)) {
             return data;
         }
         let (channels, positions) = (y.shape()[1], y.shape()[2..].iter().product::<usize>());
-        let every = (samples * positions).div_ceil(MAX_ROWS);
-        let windows = (0..y.shape()[0] * positions).step_by(every);
+        let windows = (0..y.shape()[0] * positions).step_by(thinning.every(positions));
         let row = |window: usize| {
             let (image, at) = (window / positions, window % positions);
             let data = &data;
@@ -140,12 +161,6 @@ impl Windows {
             let reach = self.dilations[i] * (self.kernel[i] - 1) + 1;
             (size[i] + self.pads[i] + self.pads_after[i]).saturating_sub(reach) / self.strides[i] + 1
         })
-    }
-
-    /// One of how many windows is taken, of so many images of this height and width.
-    fn every(&self, size: [usize; 2], samples: usize) -> usize {
-        let [rows, columns] = self.count(size);
-        (samples * rows * columns).div_ceil(MAX_ROWS)
     }
 
     /// Every `every`th window of images `[n, c, h, w]` or `[n, c, w]` of f32, one after another, each as `c` times height times width

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use margay_ir::{Graph, NodeId, Value, eval};
 use margay_loops::Backend;
-use margay_passes::sketch::{Layer, Moments, Rows, layers};
+use margay_passes::sketch::{Layer, Moments, Rows, Thinning, layers};
 use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
@@ -99,6 +99,7 @@ pub(crate) fn calibrate(
         return requested(&rows, grams, requests, moments);
     }
     let sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
+    let thinning = Thinning::of(samples.rows());
     let runs = samples.runs(g, BATCH).len();
     let runner = Runner::new(probe, measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
@@ -106,13 +107,16 @@ pub(crate) fn calibrate(
         measuring.progress.at("measuring inputs", i, runs);
         let inputs = inputs?;
         let outputs = runner.run(&inputs)?;
-        sums.add(&outputs, measuring.mask.marks(&inputs).as_ref(), samples.rows(), measuring.threads)?;
+        sums.add(&outputs, measuring.mask.marks(&inputs).as_ref(), thinning, measuring.threads)?;
     }
     measuring.progress.at("measuring inputs", runs, runs);
     let grams = sums.grams();
     measuring.keep("inputs", &values, &rows, &grams);
     requested(&rows, grams, requests, moments)
 }
+
+/// Rows of gradients that are measured of a value, about. They weigh errors; the inputs, which factors are fitted to, take more.
+pub(crate) const GRADIENT_ROWS: usize = 1 << 14;
 
 /// Measures the gradients of the outputs by the values of rows, from one backward pass of random signs for each sample.
 /// Requests of no rows have no moments, and those that no output depends on have moments of nothing.
@@ -137,6 +141,7 @@ pub(crate) fn calibrate_gradients(
     }
     let (backward, numbered) = Backward::new(g, &by, &[])?;
     let sums = Sums::new(&rows, numbered.gradients);
+    let thinning = Thinning { samples: samples.rows(), rows: GRADIENT_ROWS };
     let runs = samples.runs(g, BATCH).len();
     let runner = Runner::new(backward.graph.clone(), measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
@@ -148,7 +153,7 @@ pub(crate) fn calibrate_gradients(
         let marks = measuring.mask.marks(&inputs);
         inputs.extend(backward.cotangents(g, &binding, marks.as_ref(), seed, i as u64)?);
         let outputs = runner.run(&inputs)?;
-        sums.add(&outputs, marks.as_ref(), samples.rows(), measuring.threads)?;
+        sums.add(&outputs, marks.as_ref(), thinning, measuring.threads)?;
     }
     measuring.progress.at("measuring gradients", runs, runs);
     let grams = sums.grams();
@@ -270,12 +275,12 @@ impl<'a> Sums<'a> {
         Sums { rows, outputs, grams }
     }
 
-    /// Adds what a run gave; `samples` in all are run.
+    /// Adds what a run gave.
     fn add(
         &self,
         outputs: &[(String, Tensor)],
         marks: Option<&Marks>,
-        samples: usize,
+        thinning: Thinning,
         threads: usize,
     ) -> Result<(), DriverError> {
         let added = parallel(threads, self.rows.len(), &Silent, "", |r| {
@@ -285,7 +290,7 @@ impl<'a> Sums<'a> {
                 (&outputs[at].1, self.grams[r].lock().unwrap_or_else(PoisonError::into_inner));
             match asked.places(x) {
                 Some(places) => gram.add_ones(&counted(marks, places, 1)),
-                None => gram.add_rows(&counted(marks, asked.of(x, samples), asked.length)),
+                None => gram.add_rows(&counted(marks, asked.of(x, thinning), asked.length)),
             }
         });
         added.into_iter().collect::<Result<(), _>>().map_err(unmeasured)

@@ -13,7 +13,7 @@ use margay_randnla::{Gram, LowRank, RandnlaError, Subset};
 use margay_tensor::Tensor;
 
 use super::Job;
-use super::calibrate::{calibrate, calibrate_gradients, sampled};
+use super::calibrate::{GRADIENT_ROWS, calibrate, calibrate_gradients, sampled};
 use super::split::{Split, enough};
 use crate::cache::{joined, pieces};
 use crate::samples::several;
@@ -114,9 +114,6 @@ pub(crate) struct Gradients {
     /// Why there are no gradients.
     pub(crate) remark: Option<Remark>,
 }
-
-/// Rows of gradients that are measured, about. They weigh errors; the inputs, which factors are fitted to, take more.
-const GRADIENT_ROWS: usize = 1 << 14;
 
 /// Measures what the sites of the tasks ask for, on the samples that calibrate.
 pub(crate) fn measured(

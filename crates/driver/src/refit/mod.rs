@@ -17,7 +17,7 @@ use std::sync::Arc;
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_loops::Backend;
-use margay_passes::sketch::{Factored, Layer as DenseLayer, MAX_ROWS, Moments, factored};
+use margay_passes::sketch::{Factored, Layer as DenseLayer, MAX_ROWS, Moments, RowKind, Thinning, factored};
 use margay_passes::with_constants;
 use margay_randnla::{Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
@@ -133,10 +133,10 @@ impl Layer {
 
     /// How many rows it reads of some batches, padding included.
     fn rows(&self, batches: &[Arrays], of_student: &Stages<'_>) -> usize {
-        let samples: usize = batches.iter().map(rows_of).sum();
+        let thinning = thinning(batches);
         let of = |batch: usize| {
             let inputs = self.module.places.iter().map(|p| &p.input);
-            inputs.map(|i| i.count(of_student.value(batch, i.value).shape(), samples)).sum::<usize>()
+            inputs.map(|i| i.count(of_student.value(batch, i.value).shape(), thinning)).sum::<usize>()
         };
         (0..batches.len()).map(of).sum()
     }
@@ -239,13 +239,12 @@ fn layers(student: &Graph, data: &RefitData<'_>) -> Result<Vec<Layer>, DriverErr
                 }
                 None => (None, None),
             };
-            let rows = |samples| {
-                rows_of_a_sample(student, module.places.iter().map(|p| &p.input), data.mask, samples)
-            };
+            let inputs = || module.places.iter().map(|place| &place.input);
             let mut samples = [0; 2];
             for part in 0..2 {
-                let rows: usize = rows(parts[part])?.into_iter().sum();
-                samples[part] = MAX_ROWS.div_ceil(rows.max(1)).clamp(LEAST_SAMPLES[part], MOST_SAMPLES[part]);
+                let of_a_sample = rows_of_a_sample(student, inputs(), data.mask, parts[part])?;
+                let enough = MAX_ROWS.div_ceil(of_a_sample.into_iter().sum::<usize>().max(1));
+                samples[part] = enough.clamp(LEAST_SAMPLES[part], MOST_SAMPLES[part]);
             }
             layers.push(Layer { module, targets, prior, metric, level, samples });
         }
@@ -288,15 +287,15 @@ fn measure(
     let sums = parallel(data.threads, PARTS * layers.len(), &Silent, "", |i| {
         let (part, layer, batches) = (i % PARTS, &layers[i / PARTS], needed[i / PARTS]);
         let (module, targets) = (&layer.module, &layer.targets);
-        let samples: usize = batches.iter().map(rows_of).sum();
+        let thinning = thinning(batches);
         let mut sum = Regression::new(module.d_in, module.d_out);
         for batch in (0..batches.len()).filter(|batch| batch % PARTS == part) {
             if data.interruption.asked() {
                 break;
             }
             for (place, target) in module.places.iter().zip(targets) {
-                let x = place.input.of(of_student.value(batch, place.input.value), samples);
-                let y = place.input.results(of_teacher.value(batch, *target), samples);
+                let x = place.input.of(of_student.value(batch, place.input.value), thinning);
+                let y = place.input.results(of_teacher.value(batch, *target), thinning);
                 let (x, y) = match &marks[batch] {
                     Some(marks) => (marks.kept(x, module.d_in), marks.kept(y, module.d_out)),
                     None => (x, y),
@@ -318,6 +317,11 @@ fn measure(
         added.map(|()| sum).map_err(failed)
     };
     layers.iter().map(whole).collect()
+}
+
+/// How rows of all samples of some batches are thinned out.
+fn thinning(batches: &[Arrays]) -> Thinning {
+    Thinning::of(batches.iter().map(rows_of).sum())
 }
 
 /// Samples in a batch.

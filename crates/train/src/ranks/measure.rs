@@ -6,7 +6,7 @@ use margay_driver::{Backend, Runner};
 use margay_ir::ops::Numbers;
 use margay_ir::{Builder, Graph, Origin, Value};
 use margay_passes::gradients;
-use margay_passes::sketch::{FactorPair, Rows};
+use margay_passes::sketch::{FactorPair, Rows, Thinning};
 use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
@@ -113,7 +113,7 @@ impl Place {
         batches: f64,
     ) -> bool {
         let thin = &outputs[self.thin].1;
-        let added = seen.gram.add_rows(&self.rows.of(thin, samples));
+        let added = seen.gram.add_rows(&self.rows.of(thin, Thinning::of(samples)));
         seen.rows += (thin.len() / self.rows.length.max(1)) as f64 / batches;
         if let Some(at) = self.squared_gradient {
             let number = Numbers::of(&outputs[at].1).map(|n| n.floats().first().copied());
