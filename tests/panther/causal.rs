@@ -1,7 +1,7 @@
 //! Causal linear attention in chunks of positions: what is exported, what is read back, and derivatives of open lengths.
 
 use margay_driver::{Runner, backend};
-use margay_ir::{Graph, Pass, eval, text};
+use margay_ir::{Graph, eval, text};
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::{BindDims, Pipeline};
 use margay_tensor::{Binding, Tensor};

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_loops::Backend;
-use margay_passes::sketch::{Factored, Layer as DenseLayer, MAX_ROWS, Moments, RowKind, Thinning, factored};
+use margay_passes::sketch::{Factored, Layer as DenseLayer, MAX_ROWS, Moments, Thinning, factored};
 use margay_passes::with_constants;
 use margay_randnla::{Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
