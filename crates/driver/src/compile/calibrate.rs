@@ -49,24 +49,24 @@ impl<'a> Measuring<'a> {
         Measuring { mask, backend, threads, progress, interruption, cache: None }
     }
 
-    fn key(basis: &str, kind: &str, values: &[Value], rows: &[&Rows]) -> String {
-        format!("{kind} {values:?} {rows:?}\n{basis}")
+    fn key(basis: &str, kind: &str, values: &[Value], rows: &[&Rows], thinning: Thinning) -> String {
+        format!("{kind} {values:?} {rows:?} {thinning:?}\n{basis}")
     }
 
     /// The sums of rows that were kept.
-    fn kept(&self, kind: &str, values: &[Value], rows: &[&Rows]) -> Option<Vec<Gram>> {
+    fn kept(&self, kind: &str, values: &[Value], rows: &[&Rows], thinning: Thinning) -> Option<Vec<Gram>> {
         let (cache, basis) = self.cache?;
-        let bytes = cache.get(kind, &Measuring::key(basis, kind, values, rows))?;
+        let bytes = cache.get(kind, &Measuring::key(basis, kind, values, rows, thinning))?;
         let grams: Vec<Gram> = pieces(&bytes)?.into_iter().map(Gram::from_bytes).collect::<Option<_>>()?;
         let same = grams.len() == rows.len() && grams.iter().zip(rows).all(|(g, r)| g.dim() == r.length);
         same.then_some(grams)
     }
 
-    fn keep(&self, kind: &str, values: &[Value], rows: &[&Rows], grams: &[Gram]) {
+    fn keep(&self, kind: &str, values: &[Value], rows: &[&Rows], thinning: Thinning, grams: &[Gram]) {
         let Some((cache, basis)) = self.cache else { return };
         let bytes: Vec<Vec<u8>> = grams.iter().map(Gram::to_bytes).collect();
         let all = joined(bytes.iter().map(Vec::as_slice));
-        cache.put(kind, &Measuring::key(basis, kind, values, rows), &all);
+        cache.put(kind, &Measuring::key(basis, kind, values, rows, thinning), &all);
     }
 }
 
@@ -95,11 +95,11 @@ pub(crate) fn calibrate(
         let identity = identity(&gram);
         Moments::of_inputs(gram, &identity)
     };
-    if let Some(grams) = measuring.kept("inputs", &values, &rows) {
+    let thinning = Thinning::of(samples.rows());
+    if let Some(grams) = measuring.kept("inputs", &values, &rows, thinning) {
         return requested(&rows, grams, requests, moments);
     }
     let sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
-    let thinning = Thinning::of(samples.rows());
     let runs = samples.runs(g, BATCH).len();
     let runner = Runner::new(probe, measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
@@ -111,7 +111,7 @@ pub(crate) fn calibrate(
     }
     measuring.progress.at("measuring inputs", runs, runs);
     let grams = sums.grams();
-    measuring.keep("inputs", &values, &rows, &grams);
+    measuring.keep("inputs", &values, &rows, thinning, &grams);
     requested(&rows, grams, requests, moments)
 }
 
@@ -136,12 +136,12 @@ pub(crate) fn calibrate_gradients(
         let identity = identity(&gram);
         Moments::of_gradients(gram, &identity)
     };
-    if let Some(grams) = measuring.kept("gradients", &by, &rows) {
+    let thinning = Thinning { samples: samples.rows(), rows: GRADIENT_ROWS };
+    if let Some(grams) = measuring.kept("gradients", &by, &rows, thinning) {
         return requested(&rows, grams, requests, moments);
     }
     let (backward, numbered) = Backward::new(g, &by, &[])?;
     let sums = Sums::new(&rows, numbered.gradients);
-    let thinning = Thinning { samples: samples.rows(), rows: GRADIENT_ROWS };
     let runs = samples.runs(g, BATCH).len();
     let runner = Runner::new(backward.graph.clone(), measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
@@ -157,7 +157,7 @@ pub(crate) fn calibrate_gradients(
     }
     measuring.progress.at("measuring gradients", runs, runs);
     let grams = sums.grams();
-    measuring.keep("gradients", &by, &rows, &grams);
+    measuring.keep("gradients", &by, &rows, thinning, &grams);
     requested(&rows, grams, requests, moments)
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn weigh(
             probes.push((value, fit));
         }
     }
-    let key = weights_key(job, &probes);
+    let key = weights_key(job, &probes, few.rows());
     if let Some(kept) = kept_weights(job, &key, probes.len()) {
         return Ok(Some(by_site(job, &probes, &kept)));
     }
@@ -103,13 +103,13 @@ fn by_site(job: &Job<'_>, probes: &[Probe<'_>], weights: &[f64]) -> Vec<f64> {
 }
 
 /// What the weights of probes follow from.
-fn weights_key(job: &Job<'_>, probes: &[Probe<'_>]) -> String {
+fn weights_key(job: &Job<'_>, probes: &[Probe<'_>], samples: usize) -> String {
     let one = |(_, fit): &Probe<'_>| {
         let settings = fit.fitted.probe().map(|s| s.to_string());
         format!("{} {} {settings:?}\n", job.sites[fit.site].name, fit.scheme)
     };
     let probes: String = probes.iter().map(one).collect();
-    format!("{:?}\n{probes}{}", job.options.errors, job.basis)
+    format!("{:?}\n{probes}spread over {samples} samples\n{}", job.options.errors, job.basis)
 }
 
 fn kept_weights(job: &Job<'_>, key: &str, count: usize) -> Option<Vec<f64>> {

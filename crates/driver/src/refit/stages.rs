@@ -100,13 +100,15 @@ impl<'a> Stages<'a> {
                 next.kept.iter().copied().filter(|v| from.position(*v).is_none()).collect();
             let runner = Runner::new(from.part(g, &fresh), self.backend, self.threads);
             let mut runner = runner.until(&self.interruption);
+            // Where each value that is kept next comes from.
+            let values: Vec<Value> = from.kept.iter().chain(&fresh).copied().collect();
+            let at = |v: &Value| values.iter().position(|w| w == v).expect("values are kept or fresh");
+            let sources: Vec<usize> = next.kept.iter().map(at).collect();
             for batch in begin..end {
                 let outputs = runner.run(&self.inputs(batch))?;
                 let before = &self.reached[batch].data;
                 let all: Vec<&Tensor> = before.iter().chain(outputs.iter().map(|(_, t)| t)).collect();
-                let values: Vec<Value> = from.kept.iter().chain(&fresh).copied().collect();
-                let at = |v: &Value| values.iter().position(|w| w == v).expect("values are kept or fresh");
-                let data = next.kept.iter().map(|v| all[at(v)].clone()).collect();
+                let data = sources.iter().map(|at| all[*at].clone()).collect();
                 self.reached[batch] = Reached { stage: Arc::clone(&next), data };
             }
             begin = end;
