@@ -259,7 +259,12 @@ impl<'k> Emitter<'k, '_> {
         let base = self.ops.b.ins().isub(self.scratch, skipped);
         let mut at = begin;
         for (step, copies) in [(LANES * UNROLL, Some(UNROLL as usize)), (LANES, Some(1)), (1, None)] {
-            self.lanes = copies.map(|copies| Lanes { axis: view.axis, copies, varying: varying.clone() });
+            self.lanes = copies.map(|copies| Lanes {
+                axis: view.axis,
+                across: None,
+                copies,
+                varying: varying.clone(),
+            });
             self.left_over = copies.is_none();
             (at, _) = self.count(at, end, step, None, Values::new(), &mut |e, position, _| {
                 e.axes[usize::from(view.axis.0)] = Some((position, e.depth));

@@ -13,7 +13,7 @@ use margay_tensor::DType;
 use crate::driver;
 use crate::kernel;
 use crate::scalar::Ops;
-use crate::vector::{LANES, UNROLL};
+use crate::vector;
 use crate::{CodegenError, CpuIsa};
 
 /// Alignment in bytes of functions in the block.
@@ -224,7 +224,7 @@ fn generated(number: usize, k: usize, kernel: &Kernel, divisor: u64, params: Vec
         slot: 1 + k,
         items: counted.iter().fold(one, |product, extent| product.times(&count(extent, divisor))),
         operations: operations(&kernel.body, divisor),
-        block: if extents.len() == 1 { (LANES * UNROLL) as usize } else { 1 },
+        block: vector::block(kernel),
         params,
     }
 }

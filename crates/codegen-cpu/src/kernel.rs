@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use crate::nested::Values;
 use crate::scalar::Ops;
 use crate::statement::Copies;
-use crate::vector::{LoopView, Varying};
+use crate::vector::{self, LoopView, Varying};
 use crate::{CodegenError, CpuIsa, chunks};
 
 /// What a register holds: one scalar, or one vector per copy of an unrolled loop.
@@ -32,6 +32,8 @@ pub(crate) struct Slot {
 #[derive(Clone)]
 pub(crate) struct Lanes {
     pub(crate) axis: Axis,
+    /// The other loop of a tile, which copies follow; without one they follow the lanes.
+    pub(crate) across: Option<Axis>,
     pub(crate) copies: usize,
     pub(crate) varying: Varying,
 }
@@ -191,27 +193,49 @@ impl<'k> Emitter<'k, '_> {
         begin: Value,
         end: Value,
     ) -> Result<(), CodegenError> {
-        let mut rest = begin;
-        let mut start: Values = SmallVec::new();
-        for view in outer[1..].iter().rev() {
-            let extent = self.positions(*view);
-            start.push(self.ops.b.ins().urem(rest, extent));
-            rest = self.ops.b.ins().udiv(rest, extent);
+        let tiled = outer.last().and_then(|around| vector::tile(self.kernel, *around, last));
+        if let Some(varying) = tiled {
+            return self.run_items_in_tiles(outer, last, varying, begin, end);
         }
-        start.push(rest);
+        let start = self.position(outer, begin);
+        let one = self.ops.iconst(I64, 1);
         self.count(begin, end, 1, None, start, &mut |e, _, position| {
-            for (view, value) in outer.iter().rev().zip(position) {
-                e.axes[usize::from(view.axis.0)] = Some((*value, e.depth));
-            }
+            e.enter(outer, position);
             e.run_whole(last)?;
-            Ok(e.next_position(outer, position))
+            Ok(e.next_position(outer, position, one))
         })?;
         Ok(())
     }
 
-    /// Counts the innermost axis up, carrying into the others. Positions are innermost first.
-    fn next_position(&mut self, outer: &[LoopView<'k>], position: &[Value]) -> Values {
-        let (zero, mut carry) = (self.ops.iconst(I64, 0), self.ops.iconst(I64, 1));
+    /// The position of an item in the flattened loops, innermost first.
+    pub(crate) fn position(&mut self, outer: &[LoopView<'k>], item: Value) -> Values {
+        let mut rest = item;
+        let mut position: Values = SmallVec::new();
+        for view in outer[1..].iter().rev() {
+            let extent = self.positions(*view);
+            position.push(self.ops.b.ins().urem(rest, extent));
+            rest = self.ops.b.ins().udiv(rest, extent);
+        }
+        position.push(rest);
+        position
+    }
+
+    /// What follows is inside of the loops, at a position, which is innermost first.
+    pub(crate) fn enter(&mut self, outer: &[LoopView<'k>], position: &[Value]) {
+        for (view, value) in outer.iter().rev().zip(position) {
+            self.axes[usize::from(view.axis.0)] = Some((*value, self.depth));
+        }
+    }
+
+    /// Counts the innermost axis up by a step that does not lead beyond its end, carrying into the others. Positions are
+    /// innermost first.
+    pub(crate) fn next_position(
+        &mut self,
+        outer: &[LoopView<'k>],
+        position: &[Value],
+        step: Value,
+    ) -> Values {
+        let (zero, mut carry) = (self.ops.iconst(I64, 0), step);
         let mut next: Values = SmallVec::new();
         for (view, &value) in outer[1..].iter().rev().zip(position) {
             let extent = self.positions(*view);

@@ -10,6 +10,7 @@
 //! - `emit`: the whole program; `driver`: the function that runs the steps.
 //! - `kernel`: one loop nest; `nested`: its loops; `vector`: which of them run four lanes at a time; `statement`: its
 //!   statements; `access`: loads and stores.
+//! - `tiles`: two loops at a time, where memory runs along both.
 //! - `chunks`: loops that call hand-written functions of rows where those have wider vectors.
 //! - `scalar`: operations on a scalar or on four lanes alike; `math`: exp, log, erf and their kin.
 //!
@@ -35,6 +36,7 @@ mod math;
 mod nested;
 mod scalar;
 mod statement;
+mod tiles;
 mod vector;
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ impl<'k> Emitter<'k, '_> {
         to: Value,
     ) -> Result<(), CodegenError> {
         let (block, total) = (LANES * UNROLL, view.extent.map(|n| n as i64));
-        let lanes = |copies| Some(Lanes { axis: view.axis, copies, varying: varying.clone() });
+        let lanes = |copies| Some(Lanes { axis: view.axis, across: None, copies, varying: varying.clone() });
         let (mut at, blocks) = (from, total.map(|n| n / block));
         let mut sums;
         if blocks == Some(0) {
@@ -150,7 +150,7 @@ impl<'k> Emitter<'k, '_> {
     /// Runs the body for positions from `from` on, `step` at a time, while a whole step lies below `to`. Carries one
     /// partial result per result and copy.
     #[allow(clippy::too_many_arguments, reason = "a loop has this many parts")]
-    fn steps(
+    pub(crate) fn steps(
         &mut self,
         view: LoopView<'k>,
         body: &[&'k Stmt],

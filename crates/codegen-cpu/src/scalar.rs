@@ -13,6 +13,7 @@ use margay_loops::Literal;
 use margay_tensor::DType;
 
 use crate::CpuIsa;
+use crate::statement::Copies;
 
 /// Writes operations into a function.
 pub(crate) struct Ops<'b> {
@@ -123,6 +124,24 @@ impl<'b> Ops<'b> {
         let ones = self.int(I32X4, 0x0101_0101);
         let v = self.b.ins().band(v, ones);
         self.b.ins().extractlane(v, 0)
+    }
+
+    /// The columns of four vectors as vectors.
+    pub(crate) fn transpose(&mut self, rows: &[Value]) -> Copies {
+        let ty = self.type_of(rows[0]);
+        let bytes: Copies = rows.iter().map(|row| self.b.ins().bitcast(I8X16, little(), *row)).collect();
+        let mut interleave = |x: Value, y: Value, size: u8| {
+            [0, 8].map(|half| {
+                let place = |i: u8| half + i / (2 * size) * size + i % size + i / size % 2 * 16;
+                let mask = ConstantData::from((0..16).map(place).collect::<Vec<u8>>());
+                let mask = self.b.func.dfg.immediates.push(mask);
+                self.b.ins().shuffle(x, y, mask)
+            })
+        };
+        let [a, b] = interleave(bytes[0], bytes[1], 4);
+        let [c, d] = interleave(bytes[2], bytes[3], 4);
+        let columns = [interleave(a, c, 8), interleave(b, d, 8)];
+        columns.into_iter().flatten().map(|column| self.b.ins().bitcast(ty, little(), column)).collect()
     }
 
     /// Loads four lanes from any address.

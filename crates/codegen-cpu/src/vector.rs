@@ -6,7 +6,9 @@
 //! integers there is no arithmetic. What does not vary stays scalar, whatever its type, and is copied to all lanes where it meets something that varies. Loops
 //! inside may be of any kind, so that a sum over the rows of a matrix runs in lanes along the columns.
 //!
-//! An innermost loop is preferred to the one around it. Absent: strided and gathered lanes, lanes of other types.
+//! An innermost loop is preferred to the one around it. Where memory keeps neighbours of some accesses along the
+//! innermost loop and those of others along the loop around it, as transpositions do, the two run in *tiles* of four by
+//! four. Absent: strided and gathered lanes, lanes of other types.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -18,6 +20,9 @@ use margay_tensor::DType;
 pub(crate) const LANES: i64 = 4;
 /// Vectors that an iteration of the main loop works on.
 pub(crate) const UNROLL: i64 = 4;
+
+/// Tiles beside each other in a block of them.
+pub(crate) const TILES: i64 = 4;
 
 /// The registers that vary.
 pub(crate) type Varying = Rc<HashSet<Reg>>;
@@ -105,11 +110,34 @@ fn innermost_in_lanes(kernel: &Kernel, view: LoopView<'_>) -> bool {
     inner.all(|l| innermost_in_lanes(kernel, l))
 }
 
+/// How many items of a kernel run together at best.
+pub(crate) fn block(kernel: &Kernel) -> usize {
+    let loops: Vec<LoopView<'_>> = kernel.parallel_nest().1.into_iter().filter_map(LoopView::of).collect();
+    match loops.as_slice() {
+        [_] => (LANES * UNROLL) as usize,
+        [.., outer, inner] if tile(kernel, *outer, *inner).is_some() => (LANES * TILES) as usize,
+        _ => 1,
+    }
+}
+
+/// Decides whether `inner`, which is all that `outer` consists of, runs in tiles with it: lanes along `inner`, and a copy for
+/// each of four positions of `outer`. If so, gives what varies.
+pub(crate) fn tile(kernel: &Kernel, outer: LoopView<'_>, inner: LoopView<'_>) -> Option<Varying> {
+    let suits =
+        |view: LoopView<'_>| view.parallel && view.read.is_none() && !view.is_shorter_than(LANES as usize);
+    if !suits(outer) || !suits(inner) || inner.body.iter().any(|s| LoopView::of(s).is_some()) {
+        return None;
+    }
+    let mut walk = Walk::new(kernel, inner.axis, Some(outer.axis));
+    let fits = walk.block(inner.body) && walk.accesses.iter().any(|(_, index, _)| walk.is_across(index));
+    fits.then_some(Rc::new(walk.varying))
+}
+
 fn possible(kernel: &Kernel, view: LoopView<'_>) -> Option<HashSet<Reg>> {
     if view.is_shorter_than(LANES as usize) {
         return None;
     }
-    let mut walk = Walk { kernel, axis: view.axis, varying: HashSet::new(), accesses: Vec::new() };
+    let mut walk = Walk::new(kernel, view.axis, None);
     let fits = walk.block(view.body)
         && view.results.iter().all(|(_, _, value)| walk.is_f32(*value))
         && (view.parallel || walk.stores_are_separate());
@@ -123,11 +151,17 @@ fn is_byte(dtype: DType) -> bool {
 struct Walk<'k> {
     kernel: &'k Kernel,
     axis: Axis,
+    /// The other loop of a tile.
+    across: Option<Axis>,
     varying: HashSet<Reg>,
     accesses: Vec<(usize, &'k Index, bool)>,
 }
 
 impl<'k> Walk<'k> {
+    fn new(kernel: &'k Kernel, axis: Axis, across: Option<Axis>) -> Walk<'k> {
+        Walk { kernel, axis, across, varying: HashSet::new(), accesses: Vec::new() }
+    }
+
     fn dtype(&self, r: Reg) -> DType {
         self.kernel.regs[r.0 as usize]
     }
@@ -201,7 +235,8 @@ impl<'k> Walk<'k> {
             Stmt::Store { arg, index, value } => {
                 self.accesses.push((*arg, index, true));
                 let bytes = is_byte(self.dtype(*value)) && self.varies(*value);
-                self.is_next(index) && (bytes || Self::has_lanes(self.dtype(*value)))
+                (self.is_next(index) || self.is_across(index))
+                    && (bytes || Self::has_lanes(self.dtype(*value)))
             }
             Stmt::Require { test, .. } => !self.varies(*test),
             Stmt::Loop { extent, body, .. } => self.is_one_extent(extent) && self.block(body),
@@ -231,9 +266,10 @@ impl<'k> Walk<'k> {
         }
         self.varying.insert(to);
         let dtype = self.kernel.args[arg].dtype;
-        self.is_next(index)
+        let computed = Self::has_lanes(dtype.computed());
+        (self.is_next(index) || self.is_across(index) || self.is_for_each(index) && computed)
             && Self::loads_lanes(dtype)
-            && (guard.is_none() || Self::has_lanes(dtype.computed()))
+            && (guard.is_none() || computed)
     }
 
     /// Whether lanes repeat a loop equally often.
@@ -249,7 +285,24 @@ impl<'k> Walk<'k> {
     }
 
     fn is_uniform(&self, index: &Index) -> bool {
-        !index.moves_along(self.axis) && self.registers_are_uniform(index)
+        !index.moves_along(self.axis)
+            && !self.across.is_some_and(|across| index.moves_along(across))
+            && self.registers_are_uniform(index)
+    }
+
+    /// Whether the other loop of a tile goes through neighbours in memory, and lanes through strides.
+    fn is_across(&self, index: &Index) -> bool {
+        index.moves_along(self.axis)
+            && !self.is_next(index)
+            && self.across.is_some_and(|across| index.coefficient(across) == 1)
+            && self.registers_are_uniform(index)
+    }
+
+    /// Whether lanes share what each position of the other loop of a tile has.
+    fn is_for_each(&self, index: &Index) -> bool {
+        !index.moves_along(self.axis)
+            && self.across.is_some_and(|across| index.moves_along(across))
+            && self.registers_are_uniform(index)
     }
 
     /// Whether neighbouring lanes are neighbours in memory.

@@ -22,7 +22,7 @@ use crate::matmul::even;
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
 use crate::prepared::expect_f32_operands;
-use crate::{Class, depthwise, filters, matmul};
+use crate::{Class, conv_dots, conv_strips, depthwise, filters, matmul};
 use crate::{Phase, Prepared};
 
 /// The layout of filters as panels of taps, up to the number of groups.
@@ -150,6 +150,11 @@ impl Shape {
         self.groups * self.out_group().div_ceil(PANEL)
     }
 
+    /// Items of a block of pixels that each compute so many panels of a group at most.
+    pub(crate) fn parts(&self, panels: usize) -> usize {
+        self.groups * self.out_group().div_ceil(PANEL).div_ceil(panels)
+    }
+
     /// The output channels of a panel: the first one, and how many.
     #[inline(always)]
     pub(crate) fn channels(&self, panel: usize) -> (usize, usize) {
@@ -224,28 +229,52 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
         prepared.needs.packed.iter_mut().for_each(|p| p.layout = POINTS_LAYOUT.into());
         return Ok(prepared);
     }
-    let (terms, pixels) = (shape.terms(), shape.pixels());
-    let in_group = shape.out_group().div_ceil(PANEL);
-    let rows = even(pixels, BLOCK_ROWS);
-    let blocks = pixels.div_ceil(rows);
-    // All panels of a group together, unless that leaves too few items.
-    let parts = ENOUGH_ITEMS.div_ceil((blocks * call.groups).max(1));
-    let panels = even(in_group, in_group.div_ceil(parts).max(SHARING_PANELS));
     let (mut phases, workspace_bytes) = shape.place_filters(class, call, false);
-    let params = Params { shape, rows, panels, k_block: even(terms, class.k_block()) };
-    phases.push(Phase {
-        kernel: class.kernels().conv,
-        params: to_words(&params),
-        items: blocks * call.groups * in_group.div_ceil(panels),
-        grain: 1,
-    });
-    let packed =
-        Packed { operand: 1, layout: taps_layout(shape.groups), bytes: 4 * shape.panels() * PANEL * terms };
+    let (phase, scratch) = phase(class, shape);
+    phases.push(phase);
+    let packed = Packed {
+        operand: 1,
+        layout: taps_layout(shape.groups),
+        bytes: 4 * shape.panels() * PANEL * shape.terms(),
+    };
     Ok(Prepared {
         phases,
-        scratch_bytes: if shape.is_pointwise() { 0 } else { 4 * rows * row_stride(params.k_block) },
+        scratch_bytes: 4 * scratch,
         needs: Needs { workspace_bytes, packed: if call.k_packed { vec![packed] } else { Vec::new() } },
     })
+}
+
+/// The phase that computes a convolution, and the elements of its scratch.
+fn phase(class: Class, shape: Shape) -> (Phase, usize) {
+    let empty = shape.pixels() * shape.terms() * shape.out_channels == 0;
+    if empty || shape.is_pointwise() {
+        return gathering(class, shape);
+    }
+    conv_dots::phase(class, shape)
+        .or_else(|| conv_strips::phase(class, shape))
+        .unwrap_or_else(|| gathering(class, shape))
+}
+
+/// The phase that copies pixels for every tap, and the elements of its scratch.
+fn gathering(class: Class, shape: Shape) -> (Phase, usize) {
+    let rows = even(shape.pixels(), BLOCK_ROWS);
+    let blocks = shape.pixels().div_ceil(rows);
+    let panels = shared_panels(&shape, blocks);
+    let params = Params { shape, rows, panels, k_block: even(shape.terms(), class.k_block()) };
+    let phase = Phase {
+        kernel: class.kernels().conv,
+        params: to_words(&params),
+        items: blocks * shape.parts(panels),
+        grain: 1,
+    };
+    (phase, if shape.is_pointwise() { 0 } else { rows * row_stride(params.k_block) })
+}
+
+/// Panels of an item where there are so many blocks of pixels: all of a group together, unless that leaves too few items.
+pub(crate) fn shared_panels(shape: &Shape, blocks: usize) -> usize {
+    let in_group = shape.out_group().div_ceil(PANEL);
+    let parts = ENOUGH_ITEMS.div_ceil((blocks * shape.groups).max(1));
+    even(in_group, in_group.div_ceil(parts).max(SHARING_PANELS))
 }
 
 /// What the layout of filters of one tap with signs begins with; their storage follows.
@@ -546,7 +575,7 @@ unsafe fn gather_run<I: Isa>(
 /// # Safety
 /// They are readable and writable, and do not overlap.
 #[inline(always)]
-unsafe fn copy<I: Isa>(isa: I, from: *const f32, to: *mut f32, n: usize) {
+pub(crate) unsafe fn copy<I: Isa>(isa: I, from: *const f32, to: *mut f32, n: usize) {
     let whole = n - n % I::LANES;
     // SAFETY: the caller's promise.
     unsafe {
@@ -565,7 +594,7 @@ unsafe fn copy<I: Isa>(isa: I, from: *const f32, to: *mut f32, n: usize) {
 /// # Safety
 /// They are writable.
 #[inline(always)]
-unsafe fn fill<I: Isa>(isa: I, to: *mut f32, n: usize) {
+pub(crate) unsafe fn fill<I: Isa>(isa: I, to: *mut f32, n: usize) {
     let whole = n - n % I::LANES;
     // SAFETY: the caller's promise.
     unsafe {

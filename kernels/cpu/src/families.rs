@@ -65,6 +65,10 @@ macro_rules! families {
             linear_attention: linear_attention, "linear_attention_f32", ();
             /// Convolutions of images with channels last.
             conv: conv, "conv_f32_nhwc", ();
+            /// Convolutions of images with channels last, by strips.
+            conv_strips: conv_strips, "conv_f32_strips_nhwc", ();
+            /// Convolutions to few channels, with channels last.
+            conv_dots: conv_dots, "conv_f32_dots_nhwc", ();
             /// Convolutions of bytes.
             conv_bytes: conv_bytes, "conv_i8_nhwc", ();
             /// The derivative of a convolution by its filters.

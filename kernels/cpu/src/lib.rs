@@ -9,7 +9,8 @@
 //!   [`CpuCode`]: what the code generator writes and the runtime loads; [`table`]: the words that a driver launches by.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `conv_bytes`, `depthwise`, `hadamard`, `pool`,
+//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `conv_strips`,
+//!   `conv_dots`, `conv_bytes`, `depthwise`, `hadamard`, `pool`,
 //!   `top_k`, `non_max_suppression`: the families; `constants` are the
 //!   layouts of products, `filters` brings filters that are no constants where they are
 //!   read, `pack`, `pack_bytes`, `block` and `fetch`, `order` are what the families share.
@@ -32,7 +33,9 @@ mod code;
 mod constants;
 mod conv;
 mod conv_bytes;
+mod conv_dots;
 mod conv_gradient;
+mod conv_strips;
 mod depthwise;
 mod drawn;
 mod error;

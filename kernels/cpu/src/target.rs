@@ -67,6 +67,23 @@ impl Class {
         }
     }
 
+    /// Elements of a vector.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Class::Portable => 4,
+            Class::Avx2 => 8,
+            Class::Avx512 | Class::Avx512Bf16 => 16,
+        }
+    }
+
+    /// Columns that a tile computes together.
+    pub(crate) fn columns(self) -> usize {
+        match self {
+            Class::Portable => 8,
+            Class::Avx2 | Class::Avx512 | Class::Avx512Bf16 => 16,
+        }
+    }
+
     /// Most terms of a partial sum: a tile of A and a panel of B of this depth stay in the cache.
     pub(crate) fn k_block(self) -> usize {
         match self {

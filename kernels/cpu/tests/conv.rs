@@ -257,6 +257,35 @@ fn many_channels_cross_every_block() {
     }
 }
 
+/// Rows that are long enough for windows that overlap in a strip, with channels in one piece, in several, and padded apart; and
+/// as few output channels as inner products serve.
+#[test]
+fn long_rows_and_few_output_channels_agree() {
+    for class in classes() {
+        let mut random = Random::new(12);
+        for (in_group, groups) in [(8, 1), (24, 2), (256, 1), (400, 1)] {
+            for out_group in [1, 2, 3, 5, 8, 9, 40] {
+                for (kernel, strides, dilations) in
+                    [([3, 3], [1, 1], [1, 1]), ([2, 5], [1, 2], [1, 1]), ([3, 2], [2, 1], [2, 3])]
+                {
+                    let channels = [2, groups * in_group, groups * out_group, groups];
+                    let pads = [[1, 2], [random.below(3), random.below(3)]];
+                    let size = [6 + random.below(4), 15 + random.below(12)];
+                    let mut c = padded(channels, size, kernel, [strides, dilations], pads).unwrap();
+                    c.epilogue = Epilogue {
+                        bias: random.below(2) == 1,
+                        activation: random.pick(&ACTIVATIONS),
+                        residual: random.below(2) == 1,
+                        residual_first: random.below(2) == 1,
+                        ..Epilogue::default()
+                    };
+                    check(class, &c, &inputs(&c, &mut random));
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn one_channel_per_group_agrees() {
     for class in classes() {

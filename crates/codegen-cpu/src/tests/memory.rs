@@ -3,7 +3,7 @@
 use margay_kernels_cpu::abi::fault_word;
 use margay_loops::nest::Sink;
 use margay_loops::{Arg, Binary, Combine, Index, Kernel, Nest, Producer, Stmt};
-use margay_tensor::DType::*;
+use margay_tensor::DType::{self, *};
 
 use super::{Bytes, STEP, isas, load_kernel, map, memory, nest, noise, row_major, run, run_split};
 
@@ -146,25 +146,85 @@ fn a_fault_says_which_requirement_failed() {
 
 #[test]
 fn transposition_of_every_type() {
-    let (a, b) = (5, 19);
-    for dtype in [F32, F64, I64, I32, I16, U8, Bool] {
-        let source = Producer::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
-        let args = [false, true].map(|written| Arg { dtype, written }).to_vec();
-        let sink = Sink { arg: 1, strides: row_major(&[b, a]), stages: vec![] };
-        let mut nest = Nest::new(args, vec![source], vec![sink]);
-        nest.for_each(&[b, a], |nest, i| {
-            let value = nest.load(0, i);
-            nest.store(0, i, value);
-        });
-        let size = dtype.bytes();
-        let x: Vec<u8> =
-            (0..a * b * size).map(|i| if dtype == Bool { i % 2 } else { i % 120 } as u8).collect();
-        let mut expected = Vec::new();
-        for i in 0..a * b {
-            expected.extend_from_slice(&x[(i % a * b + i / a) * size..][..size]);
+    // Less than a tile, tiles with something left in both directions, and more than a block of them.
+    for (a, b) in [(3, 9), (5, 19), (19, 5), (16, 16), (37, 50)] {
+        for dtype in [F32, F64, F16, BF16, I64, I32, I16, I8, U8, Bool] {
+            transposes(dtype, [a, b]);
         }
-        for out in run(&nest.finish(), &[x.clone(), vec![0; a * b * size]]) {
-            assert_eq!(out, expected, "{dtype}");
+    }
+}
+
+fn transposes(dtype: DType, [a, b]: [usize; 2]) {
+    let source = Producer::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
+    let args = [false, true].map(|written| Arg { dtype, written }).to_vec();
+    let sink = Sink { arg: 1, strides: row_major(&[b, a]), stages: vec![] };
+    let mut nest = Nest::new(args, vec![source], vec![sink]);
+    nest.for_each(&[b, a], |nest, i| {
+        let value = nest.load(0, i);
+        nest.store(0, i, value);
+    });
+    let size = dtype.bytes();
+    let x: Vec<u8> = (0..a * b * size).map(|i| if dtype == Bool { i % 2 } else { i % 120 } as u8).collect();
+    let mut expected = Vec::new();
+    for i in 0..a * b {
+        expected.extend_from_slice(&x[(i % a * b + i / a) * size..][..size]);
+    }
+    for out in run(&nest.finish(), &[x.clone(), vec![0; a * b * size]]) {
+        assert_eq!(out, expected, "{dtype}");
+    }
+}
+
+/// Operands that lie across each other, one that is shared along a row, one along a column, and one by all; a result that lies
+/// either way.
+#[test]
+fn operands_that_lie_across_each_other() {
+    for [a, b] in [[7, 9], [20, 37], [34, 18]] {
+        for across in [false, true] {
+            let strides = [
+                vec![b as i64, 1],
+                vec![1, a as i64],
+                vec![0, 1],
+                vec![1, 0],
+                vec![0, 0],
+                if across { vec![1, a as i64] } else { vec![b as i64, 1] },
+            ];
+            let args =
+                (0..6).map(|i| Arg { dtype: if i == 1 { BF16 } else { F32 }, written: i == 5 }).collect();
+            let sources = (0..5)
+                .map(|i| Producer::Memory {
+                    arg: i,
+                    dtype: if i == 1 { BF16 } else { F32 },
+                    shape: vec![2, a, b],
+                    strides: [vec![if i < 2 { (a * b) as i64 } else { 0 }], strides[i].clone()].concat(),
+                })
+                .collect();
+            let sink =
+                Sink { arg: 5, strides: [vec![(a * b) as i64], strides[5].clone()].concat(), stages: vec![] };
+            let mut nest = Nest::new(args, sources, vec![sink]);
+            nest.for_each(&[2, a, b], |nest, i| {
+                let x: Vec<_> = (0..5).map(|k| nest.load(k, i)).collect();
+                let product = nest.mul(x[0], x[1]);
+                let sum = nest.add(product, x[2]);
+                let product = nest.mul(sum, x[3]);
+                let sum = nest.sub(product, x[4]);
+                nest.store(0, i, sum);
+            });
+            let wholes = |seed: i64, n: usize| -> Vec<f32> {
+                (0..n as i64).map(|i| ((i * 37 + seed) % 64 - 32) as f32).collect()
+            };
+            let x = [2 * a * b, 2 * a * b, b, a, 1].map(|n| wholes(n as i64, n));
+            let mut expected = vec![0.0; 2 * a * b];
+            for (n, i, j) in (0..2 * a * b).map(|at| (at / (a * b), at / b % a, at % b)) {
+                let rows = n * a * b;
+                let value = (x[0][rows + i * b + j] * x[1][rows + j * a + i] + x[2][j]) * x[3][i] - x[4][0];
+                expected[rows + if across { j * a + i } else { i * b + j }] = value;
+            }
+            let mut args: Vec<Vec<u8>> = x.iter().map(|x| f32::bytes(x)).collect();
+            args[1] = x[1].iter().flat_map(|v| (v.to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
+            args.push(vec![0; 8 * a * b]);
+            for out in run(&nest.finish(), &args) {
+                assert_eq!(f32::values(&out), expected, "{a} by {b}, {across}");
+            }
         }
     }
 }

@@ -1,0 +1,261 @@
+//! Convolutions over NHWC images as products that read windows where they overlap.
+//!
+//! An item computes a few rows of pixels of one image for a group of panels. It copies the part of the image that their
+//! windows reach into scratch, zero outside of the image: a *strip*, in which each pixel is once, where `conv` copies it
+//! for every tap. Windows of neighbours overlap there, so that the terms of a row of pixels are rows of a product whose
+//! distance is that of the windows. Channels go through the strip in blocks that stay in the second level of the cache.
+//!
+//! Filters lie as those of `conv`.
+
+use crate::block::{Block, Left, Right, multiply};
+use crate::conv::{self, Shape};
+use crate::isa::{Isa, PANEL};
+use crate::matmul::even;
+use crate::pack::row_stride;
+use crate::params::{argument, from_words, params, to_words};
+use crate::{Class, Phase};
+
+params! {
+    /// One convolution: an item is a block of rows of an image and of panels of one group.
+    Params {
+        shape: Shape,
+        strips: Strips,
+        panels: usize,
+    }
+}
+
+params! {
+    /// How images are cut into strips.
+    Strips {
+        /// Rows of the result of a block.
+        rows: usize,
+        /// Input channels of a block.
+        channels: usize,
+        /// Distance between pixels of a strip.
+        stride: usize,
+    }
+}
+
+/// Most pixels of a block, unless one row has more.
+const BLOCK_PIXELS: usize = 256;
+
+/// Elements of a strip.
+const STRIP: usize = 1 << 16;
+
+/// Pixels of a row below which tiles of rows are too low.
+const LEAST_ROW: usize = 8;
+
+/// Terms of a product below which reading and writing its sums takes longer than adding to them.
+const LEAST_TERMS: usize = 48;
+
+impl Strips {
+    /// Strips of whole channels where these fit.
+    pub(crate) fn new(s: &Shape) -> Strips {
+        let rows = even(s.out_size[0], (BLOCK_PIXELS / s.out_size[1].max(1)).max(1));
+        let whole = Strips { rows, channels: s.in_group(), stride: s.in_group() };
+        let most = (STRIP / whole.pixels(s).max(1)).max(PANEL / 2);
+        let channels = even(s.in_group(), most).next_multiple_of(PANEL / 2).min(s.in_group());
+        // Neighbours at a power of two would push each other out of the cache.
+        match channels == s.in_group() && !channels.is_multiple_of(256) {
+            true => whole,
+            false => Strips { rows, channels, stride: row_stride(channels) },
+        }
+    }
+
+    /// Rows and columns of the strip of so many rows of the result.
+    #[inline(always)]
+    fn size(s: &Shape, rows: usize) -> [usize; 2] {
+        let reach = |axis: usize, n: usize| {
+            n.saturating_sub(1) * s.strides[axis] + (s.kernel[axis] - 1) * s.dilations[axis] + 1
+        };
+        [reach(0, rows), reach(1, s.out_size[1])]
+    }
+
+    /// Pixels of the strip of a block.
+    pub(crate) fn pixels(&self, s: &Shape) -> usize {
+        Strips::size(s, self.rows).into_iter().product()
+    }
+
+    /// Blocks of an image.
+    #[inline(always)]
+    pub(crate) fn blocks(&self, s: &Shape) -> usize {
+        s.out_size[0].div_ceil(self.rows)
+    }
+
+    /// The rows of a block: the first one, and how many.
+    #[inline(always)]
+    pub(crate) fn block(&self, s: &Shape, block: usize) -> [usize; 2] {
+        let first = block * self.rows;
+        [first, self.rows.min(s.out_size[0] - first)]
+    }
+
+    /// Taps of a row of the kernel that are one run of terms.
+    #[inline(always)]
+    pub(crate) fn joined(&self, s: &Shape) -> usize {
+        let together = self.stride == s.in_group() && s.dilations[1] == 1;
+        if together { s.kernel[1] } else { 1 }
+    }
+
+    /// Where the terms of a tap begin in a strip for the first pixel of its row `row`, and the distance of those of the next
+    /// pixel.
+    #[inline(always)]
+    pub(crate) fn window(&self, s: &Shape, row: usize, tap: usize) -> [usize; 2] {
+        let (ky, kx) = (tap / s.kernel[1], tap % s.kernel[1]);
+        let width = Strips::size(s, 1)[1];
+        let pixel = (row * s.strides[0] + ky * s.dilations[0]) * width + kx * s.dilations[1];
+        [pixel * self.stride, s.strides[1] * self.stride]
+    }
+}
+
+/// How a class runs a convolution, and the elements of its scratch; `None` where copies for every tap are better.
+pub(crate) fn phase(class: Class, shape: Shape) -> Option<(Phase, usize)> {
+    // Without overlaps there is nothing to save.
+    let apart = (0..2).all(|axis| shape.strides[axis] >= shape.kernel[axis]);
+    if apart || shape.out_size[1] < LEAST_ROW {
+        return None;
+    }
+    let strips = Strips::new(&shape);
+    if strips.joined(&shape) * strips.channels < LEAST_TERMS {
+        return None;
+    }
+    let blocks = shape.batch * strips.blocks(&shape);
+    let panels = conv::shared_panels(&shape, blocks);
+    let phase = Phase {
+        kernel: class.kernels().conv_strips,
+        params: to_words(&Params { shape, strips, panels }),
+        items: blocks * shape.parts(panels),
+        grain: 1,
+    };
+    Some((phase, strips.pixels(&shape) * strips.stride))
+}
+
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 1;
+
+/// The convolution.
+///
+/// Arguments: as those of `conv`.
+///
+/// # Safety
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`phase`] and as many elements of scratch.
+#[inline(always)]
+pub(crate) unsafe fn run<I: Isa>(
+    isa: I,
+    params: *const u64,
+    args: *const *mut u8,
+    scratch: *mut f32,
+    begin: u64,
+    end: u64,
+) {
+    // SAFETY: the parameters are ours; the extents of the call bound every access.
+    unsafe {
+        let p = from_words::<Params>(params);
+        let s = &p.shape;
+        let in_group = s.panels() / s.groups;
+        let (per_image, parts) = (p.strips.blocks(s), in_group.div_ceil(p.panels));
+        let blocks = s.batch * per_image;
+        for item in begin as usize..end as usize {
+            // Blocks vary fastest: consecutive items read the same filters.
+            let (block, rest) = (item % blocks, item / blocks);
+            let (part, group) = (rest % parts, rest / parts);
+            let (image, rows) = (block / per_image, p.strips.block(s, block % per_image));
+            let panels = group * in_group + part * p.panels;
+            let panels = panels..(panels + p.panels).min((group + 1) * in_group);
+            let mut done = 0;
+            while done < s.in_group() {
+                let channels = p.strips.channels.min(s.in_group() - done);
+                fill(isa, s, &p.strips, args, [image, group * s.in_group() + done, channels], rows, scratch);
+                for panel in panels.clone() {
+                    add_panel(isa, s, &p.strips, args, scratch, image, rows, [done, channels], panel);
+                }
+                done += channels;
+            }
+        }
+    }
+}
+
+/// Adds what the channels of a strip contribute to the output channels of a panel; the last channels finish them.
+///
+/// # Safety
+/// `args` are those of the call, and the strip is filled.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a place in the convolution has this many numbers")]
+unsafe fn add_panel<I: Isa>(
+    isa: I,
+    s: &Shape,
+    strips: &Strips,
+    args: *const *mut u8,
+    strip: *const f32,
+    image: usize,
+    [first, rows]: [usize; 2],
+    [done, channels]: [usize; 2],
+    panel: usize,
+) {
+    let taps = strips.joined(s);
+    let (channel, cols) = s.channels(panel);
+    for tap in (0..s.taps()).step_by(taps) {
+        let last = tap + taps == s.taps() && done + channels == s.in_group();
+        let term = panel * s.terms() + tap * s.in_group() + done;
+        // SAFETY: the extents of the call bound every access.
+        unsafe {
+            let right =
+                Right { at: argument(args, s.filters_at).add(term * PANEL), stride: s.terms() * PANEL, cols };
+            for row in 0..rows {
+                let [at, stride] = strips.window(s, row, tap);
+                let left = Left { at: strip.add(at), stride, rows: s.out_size[1] };
+                let pixel = (image * s.out_size[0] + first + row) * s.out_size[1];
+                let at = pixel * s.out_channels + channel;
+                let y = Block { at: argument(args, s.y_at).add(at), stride: s.out_channels };
+                let finish = s.finish(args, channel, at);
+                multiply(isa, taps * channels, left, right, y, tap + done > 0, last.then_some(&finish));
+            }
+        }
+    }
+}
+
+/// Fills a strip with `channels` channels of an image from `channel` on, as far as windows of the rows reach.
+///
+/// # Safety
+/// `args` are those of the call; the strip has room.
+#[inline(always)]
+pub(crate) unsafe fn fill<I: Isa>(
+    isa: I,
+    s: &Shape,
+    strips: &Strips,
+    args: *const *mut u8,
+    [image, channel, channels]: [usize; 3],
+    [first, rows]: [usize; 2],
+    strip: *mut f32,
+) {
+    let (stride, [height, width]) = (strips.stride, Strips::size(s, rows));
+    // Pixels before the image, and inside of it.
+    let before = s.pads[1].min(width);
+    let inside = (s.in_size[1] + before).min(width) - before;
+    for row in 0..height {
+        let line = (first * s.strides[0] + row).wrapping_sub(s.pads[0]);
+        // SAFETY: what is read lies inside of the image, what is written in the row of the strip.
+        unsafe {
+            let to = strip.add(row * width * stride);
+            if line >= s.in_size[0] {
+                conv::fill(isa, to, width * stride);
+                continue;
+            }
+            let pixel = (image * s.in_size[0] + line) * s.in_size[1];
+            let from = argument(args, s.x_at).add(pixel * s.in_channels + channel);
+            conv::fill(isa, to, before * stride);
+            if channels == stride && channels == s.in_channels {
+                conv::copy(isa, from, to.add(before * stride), inside * stride);
+            } else {
+                for pixel in 0..inside {
+                    conv::copy(
+                        isa,
+                        from.add(pixel * s.in_channels),
+                        to.add((before + pixel) * stride),
+                        channels,
+                    );
+                }
+            }
+            conv::fill(isa, to.add((before + inside) * stride), (width - before - inside) * stride);
+        }
+    }
+}
