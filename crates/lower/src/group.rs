@@ -238,8 +238,20 @@ impl Grouper<'_, '_, '_> {
             {
                 shown.storage = constant.storage();
             }
+            shown.range = self.range(v);
         }
         Ok(io)
+    }
+
+    /// The least and the greatest element of a constant of whole numbers that positions are read from.
+    fn range(&self, v: Value) -> Option<[i64; 2]> {
+        let tensor = self.g.constant(v)?.tensor();
+        let values: Vec<i64> = match tensor.dtype() {
+            DType::I64 => tensor.to_vec().ok()?,
+            DType::I32 => tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect(),
+            _ => return None,
+        };
+        Some([*values.iter().min()?, *values.iter().max()?])
     }
 
     /// What a value is made from and rounded to, if it is an f32 that was cast to a 16-bit float and back.

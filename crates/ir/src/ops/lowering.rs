@@ -24,6 +24,8 @@ pub struct Strided {
     pub rounded: DType,
     /// Distance between neighbours along each axis, in elements.
     pub strides: Vec<i64>,
+    /// The least and the greatest element, where they are known: for constants of whole numbers.
+    pub range: Option<[i64; 2]>,
 }
 
 impl Strided {
@@ -31,7 +33,8 @@ impl Strided {
     pub fn contiguous(dtype: DType, shape: &[usize]) -> Strided {
         let storage = Storage::plain(dtype);
         let strides = strides_of(shape);
-        Strided { dtype, shape: shape.to_vec(), constant: false, storage, rounded: dtype, strides }
+        let shape = shape.to_vec();
+        Strided { dtype, shape, constant: false, storage, rounded: dtype, strides, range: None }
     }
 
     /// What a kernel reads: the storage of a constant, else the type.

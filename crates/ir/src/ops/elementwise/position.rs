@@ -54,7 +54,8 @@ impl OpDef for Position {
         if extent == 0 && io.output_elements() > 0 {
             return Err(NotLowered("a position in an axis of extent 0".into()));
         }
-        Ok(Lowered::elementwise(move |n, x| checked_position(n, x[0], extent)))
+        let range = io.inputs[0].range;
+        Ok(Lowered::elementwise(move |n, x| checked_position(n, x[0], extent, range)))
     }
 
     fn cost(&self, io: &Io) -> Cost {

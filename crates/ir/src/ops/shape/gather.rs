@@ -70,11 +70,11 @@ impl OpDef for Gather {
             return Err(NotLowered("a gather from an axis of extent 0".into()));
         }
         let inner = io.inputs[0].shape[axis + 1..].to_vec();
-        let shape = io.outputs[0].shape.clone();
+        let (shape, range) = (io.outputs[0].shape.clone(), io.inputs[1].range);
         Ok(Lowered::nest(move |n| {
             n.for_each(&shape[..shape.len() - inner.len()], |n, i| {
                 let given = n.load(1, &i[axis..]);
-                let position = Index::reg(checked_position(n, given, extent));
+                let position = Index::reg(checked_position(n, given, extent, range));
                 n.serial_each(&inner, i, &mut |n, to| {
                     let mut from = i[..axis].to_vec();
                     from.push(position.clone());
@@ -120,11 +120,14 @@ impl OpDef for Gather {
     }
 }
 
-/// The position that an index means, after a check that it lies in the axis. Clamped, so that memory outside the
-/// operand is not read when the check fails.
-pub(crate) fn checked_position(n: &mut Nest, given: Reg, extent: usize) -> Reg {
+/// The position that an index means, after a check that it lies in the axis, where its `range` does not tell that. Clamped, so
+/// that memory outside the operand is not read when the check fails.
+pub(crate) fn checked_position(n: &mut Nest, given: Reg, extent: usize, range: Option<[i64; 2]>) -> Reg {
     let extent = extent as i64;
     let given = n.cast(given, DType::I64);
+    if range.is_some_and(|[least, greatest]| least >= 0 && greatest < extent) {
+        return given;
+    }
     let [low, zero, last, count] =
         [-extent, 0, extent - 1, extent].map(|v| n.literal(Literal::Int(DType::I64, v)));
     let above = n.binary(Binary::Le, low, given);

@@ -182,6 +182,7 @@ impl OpDef for Scatter {
         if extent == 0 && count > 0 {
             return Err(NotLowered("changes of an axis of extent 0".into()));
         }
+        let range = io.inputs[1].range;
         Ok(Lowered::nest(move |n| {
             n.for_each(&[] as &[usize], |n, _| {
                 n.serial_each(&shape, &[], &mut |n, at| {
@@ -190,7 +191,7 @@ impl OpDef for Scatter {
                 });
                 n.serial(count, |n, j| {
                     let given = n.load(1, std::slice::from_ref(&j));
-                    let row = Index::reg(checked_position(n, given, extent));
+                    let row = Index::reg(checked_position(n, given, extent, range));
                     n.serial_each(&shape[1..], std::slice::from_ref(&j), &mut |n, from| {
                         let mut to = from.to_vec();
                         to[0] = row.clone();

@@ -91,6 +91,7 @@ impl OpDef for ScatterAdd {
             return Err(NotLowered("a sum into an axis of extent 0".into()));
         }
         let (outer, inner) = (io.outputs[0].shape[..axis].to_vec(), io.outputs[0].shape[axis + 1..].to_vec());
+        let range = io.inputs[1].range;
         Ok(Lowered::nest(move |n| {
             n.for_each(&outer, |n, o| {
                 let rows = [&[extent][..], &inner].concat();
@@ -101,7 +102,7 @@ impl OpDef for ScatterAdd {
                 // Indices are counted through as one axis, innermost last; equal ones add up in their order.
                 n.serial_each(&places, o, &mut |n, at| {
                     let given = n.load(1, &at[o.len()..]);
-                    let position = Index::reg(checked_position(n, given, extent));
+                    let position = Index::reg(checked_position(n, given, extent, range));
                     let at = at.to_vec();
                     n.serial_each(&inner, &at, &mut |n, from| {
                         let mut to = o.to_vec();
