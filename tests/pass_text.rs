@@ -39,6 +39,7 @@ const TEXTS: &[&str] = &[
     "recognize-feature-attention",
     "recognize-gelu",
     "recognize-integer-products",
+    "recognize-kernel-gradients",
     "recognize-layer-norm",
     "recognize-linear-attention",
     "recognize-piecewise",

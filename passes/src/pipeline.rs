@@ -11,8 +11,8 @@ use margay_loops::text::words::split_top;
 use crate::{
     AssignLayout, ExpandFeatureAttention, ExpandRecurrences, ExpandSketches, Files, FoldConstants,
     FoldScales, MergeDuplicates, RecognizeAttention, RecognizeFeatureAttention, RecognizeGelu,
-    RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
-    RecognizeSilu, RemoveDead, RemoveDropout, Simplify, read_pass,
+    RecognizeIntegerProducts, RecognizeKernelGradients, RecognizeLayerNorm, RecognizeLinearAttention,
+    RecognizePiecewise, RecognizeSilu, RemoveDead, RemoveDropout, Simplify, read_pass,
 };
 
 /// One entry of a pipeline.
@@ -159,6 +159,7 @@ impl Pipeline {
             PipelineItem::Run(Box::new(MergeDuplicates)),
             PipelineItem::Run(Box::new(RecognizeLayerNorm)),
             PipelineItem::Run(Box::new(RecognizeGelu)),
+            PipelineItem::Run(Box::new(RecognizeKernelGradients)),
             PipelineItem::Run(Box::new(RecognizeSilu)),
             PipelineItem::Run(Box::new(RecognizePiecewise)),
             PipelineItem::Run(Box::new(RecognizeAttention)),

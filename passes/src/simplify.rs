@@ -1,4 +1,5 @@
-//! Removes what does nothing and joins what can be one: identities, chains of reshapes, transposes and casts.
+//! Removes what does nothing and joins what can be one: identities, chains of reshapes, transposes and casts; a square that is
+//! written as a power is a product.
 //!
 //! Required stage: imported. Declines nothing.
 //!
@@ -18,7 +19,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::Transpose;
+use margay_ir::ops::{Mul, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
@@ -49,6 +50,7 @@ impl Pass for Simplify {
             Rule { name: "drop-neutral-operand", apply: drop_neutral_operand },
             Rule { name: "join-reshapes", apply: join_reshapes },
             Rule { name: "join-transposes", apply: join_transposes },
+            Rule { name: "square-by-product", apply: square_by_product },
         ];
         rewrite(self.name(), g, cx, self, &rules)
     }
@@ -104,6 +106,19 @@ fn join_transposes(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
     let from = g.inputs_of(x.node)[0];
     let perm = outer.perm.iter().map(|&p| inner.perm[p]).collect();
     let new = patch.add(g, Transpose { perm }, &[from], g.node(n).origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
+}
+
+/// x² as x · x, which is what it rounds to.
+fn square_by_product(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
+    let Op::Pow(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let [x, exponent] = both_orders(g, n.into())[0];
+    if scalar(g, exponent) != Some(2.0) || g.ty(x) != g.ty(n.into()) {
+        return Ok(Verdict::NoMatch);
+    }
+    let mut patch = Patch::new();
+    let new = patch.add(g, Mul, &[x, x], g.node(n).origin.clone())?;
     patch.redirect(n.into(), new);
     Ok(Verdict::Rewrite(patch))
 }

@@ -11,8 +11,9 @@ use crate::{
     ApplyPlan, AssignLayout, BindDims, Differentiate, DrawSigns, ExpandFeatureAttention, ExpandRecurrences,
     ExpandSketches, FoldConstants, FoldScales, MakeTrainable, MergeDuplicates, PadDecided,
     RecognizeAttention, RecognizeFeatureAttention, RecognizeGelu, RecognizeIntegerProducts,
-    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
-    RemoveDropout, RoundOperands, Simplify, StoreConstants, WidenProducts,
+    RecognizeKernelGradients, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
+    RecognizeSilu, Recompute, RemoveDead, RemoveDropout, RoundOperands, Simplify, StoreConstants,
+    WidenProducts,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -48,6 +49,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "recognize-feature-attention", read: |text, _| plain(text, RecognizeFeatureAttention) },
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
     PassEntry { name: "recognize-integer-products", read: |text, _| plain(text, RecognizeIntegerProducts) },
+    PassEntry { name: "recognize-kernel-gradients", read: |text, _| plain(text, RecognizeKernelGradients) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },
     PassEntry { name: "recognize-linear-attention", read: |text, _| plain(text, RecognizeLinearAttention) },
     PassEntry { name: "recognize-piecewise", read: |text, _| plain(text, RecognizePiecewise) },

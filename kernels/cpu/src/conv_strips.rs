@@ -46,7 +46,7 @@ const STRIP: usize = 1 << 16;
 const LEAST_ROW: usize = 8;
 
 /// Terms of a product below which reading and writing its sums takes longer than adding to them.
-const LEAST_TERMS: usize = 48;
+const LEAST_TERMS: usize = 24;
 
 impl Strips {
     /// Strips of whole channels where these fit.

@@ -96,9 +96,7 @@ pub(crate) unsafe fn run<I: Isa>(
         for item in begin as usize..end as usize {
             let (first, image) = (item % blocks * p.lines, item / blocks);
             for line in first..(first + p.lines).min(s.out_size[0]) {
-                with_activation!(s.epilogue & ACTIVATION, WORD => {
-                    run_line::<I, WORD>(isa, s, args, image, line);
-                });
+                run_line(isa, s, args, image, line);
             }
         }
     }
@@ -109,36 +107,48 @@ pub(crate) unsafe fn run<I: Isa>(
 /// # Safety
 /// `args` are those of the call; the line lies in the result.
 #[inline(always)]
-unsafe fn run_line<I: Isa, const WORD: usize>(
-    isa: I,
-    s: &Shape,
-    args: *const *mut u8,
-    image: usize,
-    line: usize,
-) {
-    let channels = s.in_channels;
+unsafe fn run_line<I: Isa>(isa: I, s: &Shape, args: *const *mut u8, image: usize, line: usize) {
+    let (channels, width) = (s.in_channels, s.out_size[1]);
     // Kernel rows inside of the image.
     let rows = inside(line * s.strides[0], s.pads[0], s.dilations[0], s.kernel[0], s.in_size[0]);
+    let all_taps = |col: usize| {
+        inside(col * s.strides[1], s.pads[1], s.dilations[1], s.kernel[1], s.in_size[1]) == [0, s.kernel[1]]
+    };
     for channel in (0..channels).step_by(I::LANES) {
         let n = (channels - channel).min(I::LANES);
         let mut col = 0;
-        while col < s.out_size[1] {
-            let columns =
-                |col: usize| inside(col * s.strides[1], s.pads[1], s.dilations[1], s.kernel[1], s.in_size[1]);
-            let whole = [0, s.kernel[1]];
-            let many =
-                col + PIXELS <= s.out_size[1] && columns(col) == whole && columns(col + PIXELS - 1) == whole;
-            // SAFETY: rows and columns of the kernel are those inside of the image.
+        while col < width {
+            // Blocks of nearly equal width: the sums of a single pixel would wait for each other.
+            let count = (width - col).div_ceil((width - col).div_ceil(PIXELS));
+            let whole = n == I::LANES && all_taps(col) && all_taps(col + count - 1);
+            let place = [image, line, col];
+            let mut sums = [isa.splat(0.0); PIXELS];
+            // SAFETY: rows are those inside of the image.
             unsafe {
-                if many && n == I::LANES {
-                    let taps = [rows, whole];
-                    pixels::<I, WORD, PIXELS>(isa, s, args, [image, line, col], channel, I::LANES, taps);
-                    col += PIXELS;
-                } else {
-                    pixels::<I, WORD, 1>(isa, s, args, [image, line, col], channel, n, [rows, columns(col)]);
-                    col += 1;
+                match (count, whole) {
+                    (1, true) => pixels::<I, 1>(isa, s, args, place, channel, rows, &mut sums),
+                    (2, true) => pixels::<I, 2>(isa, s, args, place, channel, rows, &mut sums),
+                    (3, true) => pixels::<I, 3>(isa, s, args, place, channel, rows, &mut sums),
+                    (4, true) => pixels::<I, 4>(isa, s, args, place, channel, rows, &mut sums),
+                    (5, true) => pixels::<I, 5>(isa, s, args, place, channel, rows, &mut sums),
+                    (_, true) => pixels::<I, 6>(isa, s, args, place, channel, rows, &mut sums),
+                    (1, false) => edge::<I, 1>(isa, s, args, place, channel, n, rows, &mut sums),
+                    (2, false) => edge::<I, 2>(isa, s, args, place, channel, n, rows, &mut sums),
+                    (3, false) => edge::<I, 3>(isa, s, args, place, channel, n, rows, &mut sums),
+                    (4, false) => edge::<I, 4>(isa, s, args, place, channel, n, rows, &mut sums),
+                    (5, false) => edge::<I, 5>(isa, s, args, place, channel, n, rows, &mut sums),
+                    (_, false) => edge::<I, 6>(isa, s, args, place, channel, n, rows, &mut sums),
                 }
+                let pixel = (image * s.out_size[0] + line) * width + col;
+                with_activation!(s.epilogue & ACTIVATION, WORD => {
+                    for (i, sum) in sums.into_iter().enumerate().take(count) {
+                        let at = (pixel + i) * channels + channel;
+                        let v = finish_vector::<I, WORD>(isa, sum, n, &s.finish(args, channel, at));
+                        store_first(isa, argument(args, s.y_at).add(at), n, v);
+                    }
+                });
             }
+            col += count;
         }
     }
 }
@@ -151,43 +161,76 @@ pub(crate) fn inside(start: usize, pad: usize, dilation: usize, taps: usize, siz
     [first.min(end), end]
 }
 
-/// `N` neighbouring pixels, of which the same taps lie inside of the image, in `n <= LANES` channels.
+/// Adds up `N` neighbouring pixels of which all taps of a kernel row lie inside of the image, in a vector of channels.
 ///
 /// # Safety
-/// As [`run_line`]; `taps` are the kernel rows and columns inside of the image.
+/// As [`run_line`]; `rows` are the kernel rows inside of the image.
 #[inline(always)]
-unsafe fn pixels<I: Isa, const WORD: usize, const N: usize>(
+unsafe fn pixels<I: Isa, const N: usize>(
+    isa: I,
+    s: &Shape,
+    args: *const *mut u8,
+    [image, line, col]: [usize; 3],
+    channel: usize,
+    rows: [usize; 2],
+    out: &mut [I::V; PIXELS],
+) {
+    let channels = s.in_channels;
+    let mut sums = [isa.splat(0.0); N];
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = argument(args, s.x_at).add(image * s.in_size[0] * s.in_size[1] * channels + channel);
+        let filters = argument(args, s.filters_at).add(channel);
+        for ky in rows[0]..rows[1] {
+            let y = line * s.strides[0] + ky * s.dilations[0] - s.pads[0];
+            for kx in 0..s.kernel[1] {
+                let w = isa.load(filters.add((ky * s.kernel[1] + kx) * channels));
+                let at = col * s.strides[1] + kx * s.dilations[1] - s.pads[1];
+                let from = x.add((y * s.in_size[1] + at) * channels);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = isa.fma(w, isa.load(from.add(i * s.strides[1] * channels)), *sum);
+                }
+            }
+        }
+    }
+    out[..N].copy_from_slice(&sums);
+}
+
+/// Adds up `N` neighbouring pixels of any taps, in `n <= LANES` channels.
+///
+/// # Safety
+/// As [`pixels`].
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a place in the convolution has this many numbers")]
+unsafe fn edge<I: Isa, const N: usize>(
     isa: I,
     s: &Shape,
     args: *const *mut u8,
     [image, line, col]: [usize; 3],
     channel: usize,
     n: usize,
-    [rows, columns]: [[usize; 2]; 2],
+    rows: [usize; 2],
+    out: &mut [I::V; PIXELS],
 ) {
     let channels = s.in_channels;
-    // SAFETY: the caller's promise.
+    let mut sums = [isa.splat(0.0); N];
+    // SAFETY: the caller's promise; what lies outside of the image is not read.
     unsafe {
         let x = argument(args, s.x_at).add(image * s.in_size[0] * s.in_size[1] * channels + channel);
         let filters = argument(args, s.filters_at).add(channel);
-        let mut sums = [isa.splat(0.0); N];
         for ky in rows[0]..rows[1] {
             let y = line * s.strides[0] + ky * s.dilations[0] - s.pads[0];
-            for kx in columns[0]..columns[1] {
+            let from = x.add(y * s.in_size[1] * channels);
+            for kx in 0..s.kernel[1] {
                 let w = load_first(isa, filters.add((ky * s.kernel[1] + kx) * channels), n);
-                let at = col * s.strides[1] + kx * s.dilations[1] - s.pads[1];
-                let from = x.add((y * s.in_size[1] + at) * channels);
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    let v = load_first(isa, from.add(i * s.strides[1] * channels), n);
-                    *sum = isa.fma(w, v, *sum);
+                    let at = ((col + i) * s.strides[1] + kx * s.dilations[1]).wrapping_sub(s.pads[1]);
+                    if at < s.in_size[1] {
+                        *sum = isa.fma(w, load_first(isa, from.add(at * channels), n), *sum);
+                    }
                 }
             }
         }
-        let pixel = (image * s.out_size[0] + line) * s.out_size[1] + col;
-        for (i, sum) in sums.iter().enumerate() {
-            let at = (pixel + i) * channels + channel;
-            let v = finish_vector::<I, WORD>(isa, *sum, n, &s.finish(args, channel, at));
-            store_first(isa, argument(args, s.y_at).add(at), n, v);
-        }
     }
+    out[..N].copy_from_slice(&sums);
 }

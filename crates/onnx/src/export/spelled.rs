@@ -3,8 +3,8 @@
 //! positions as sums over chunks of them.
 
 use margay_ir::ops::{
-    Bits, Col2im, Const, ConvKernelGradient, Div, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient,
-    Numbers, Reduce, ReduceKind, Reshape, Select, Transpose,
+    Bits, Col2im, Const, Conv, ConvKernelGradient, Div, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient,
+    Numbers, Reduce, ReduceKind, Reshape, Select, Slice, Transpose,
 };
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{AddError, Builder, Changed, Cx, Graph, NodeId, Op, Origin, Patch, Payload, Value, Verdict};
@@ -95,11 +95,28 @@ impl Spelling<'_> {
         self.transposed(v, perm)
     }
 
+    /// A convolution of X with dY, whose axes of images and channels are exchanged; of several groups, or where extents are open,
     /// dK = dY Pᵀ, group by group, where P holds the windows of X.
     fn conv_kernel_gradient(&mut self, n: NodeId, op: &ConvKernelGradient) -> Result<Value, AddError> {
         let operands = self.g.inputs_of(n);
         let (x, dy) = (self.image(operands[0], op.layout)?, self.image(operands[1], op.layout)?);
         let spatial = op.kernel.len();
+        if let Some(conv) = self.exchanged(op, x, dy) {
+            let perm: Vec<usize> = [1, 0].into_iter().chain(2..2 + spatial).collect();
+            let (x, dy) = (self.transposed(x, perm.clone())?, self.transposed(dy, perm.clone())?);
+            let found = self.op(conv, &[x, dy])?; // [C, O, kernel…]
+            let mut shape = self.shape(found);
+            let whole = shape.clone();
+            shape.splice(2.., op.kernel.iter().map(|&k| Dim::from(k)));
+            let found = match shape == whole {
+                true => found,
+                false => {
+                    let (starts, steps) = (vec![Dim::default(); shape.len()], vec![1; shape.len()]);
+                    self.op(Slice { starts, ends: shape, steps }, &[found])?
+                }
+            };
+            return self.transposed(found, perm);
+        }
         let im2col = Im2col {
             kernel: op.kernel.clone(),
             strides: op.strides.clone(),
@@ -123,6 +140,25 @@ impl Spelling<'_> {
         let dy = self.reshaped(dy, &[groups, outputs, places])?;
         let product = self.op(MatMul, &[dy, windows])?;
         self.reshaped(product, &to)
+    }
+
+    /// The convolution whose result is the derivative, for images and cotangents with channels first.
+    fn exchanged(&self, op: &ConvKernelGradient, x: Value, dy: Value) -> Option<Conv> {
+        let spatial = |v: Value| self.shape(v)[2..].iter().map(Dim::as_extent).collect::<Option<Vec<_>>>();
+        let (image, places) = (spatial(x)?, spatial(dy)?);
+        // Where the last windows end: what lies behind them was not read.
+        let after = (0..op.kernel.len()).map(|i| {
+            let reach = op.strides[i] * places[i].checked_sub(1)? + op.dilations[i] * (op.kernel[i] - 1) + 1;
+            Some(reach.saturating_sub(image[i] + op.pads_before[i]))
+        });
+        Some(Conv {
+            strides: op.dilations.clone(),
+            pads_before: op.pads_before.clone(),
+            pads_after: after.collect::<Option<_>>().filter(|_| op.groups == 1)?,
+            dilations: op.strides.clone(),
+            groups: 1,
+            layout: ImageLayout::Nchw,
+        })
     }
 
     /// The first element that is the maximum of its window gets what reaches it.
