@@ -174,12 +174,14 @@ impl Samples {
         self.pick(&(first..first + count).collect::<Vec<usize>>())
     }
 
-    /// So many of the samples, or all where there are fewer, evenly spread: files are often sorted.
+    /// So many of the samples, evenly spread, since files are often sorted: as many more as complete a [run](Samples::runs) of a
+    /// graph, or all where there are fewer.
     ///
     /// # Errors
     /// As [`part`](Samples::part).
-    pub fn spread(&self, count: usize) -> Result<Samples, DriverError> {
-        self.part(&spread(self.rows, count))
+    pub fn spread(&self, g: &Graph, count: usize, batch: usize) -> Result<Samples, DriverError> {
+        let batch = self.bound_batch(g).unwrap_or(batch).max(1);
+        self.part(&spread(self.rows, count.next_multiple_of(batch)))
     }
 
     /// The samples with these numbers, as samples.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use margay_ir::ops::{Io, Lowered, View};
+use margay_ir::ops::{Io, Lowered, View, range_of_integers};
 use margay_ir::{Graph, NodeId, Op, Payload, Value};
 use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{Backend, Carried, KernelCall, Preferences, Program, Scale};
@@ -233,25 +233,12 @@ impl Grouper<'_, '_, '_> {
             {
                 shown.rounded = to;
             }
-            if form.stored
-                && let Some(constant) = self.g.constant(v)
-            {
-                shown.storage = constant.storage();
+            if let Some(constant) = self.g.constant(v) {
+                shown.storage = if form.stored { constant.storage() } else { shown.storage };
+                shown.range = range_of_integers(constant.tensor());
             }
-            shown.range = self.range(v);
         }
         Ok(io)
-    }
-
-    /// The least and the greatest element of a constant of whole numbers that positions are read from.
-    fn range(&self, v: Value) -> Option<[i64; 2]> {
-        let tensor = self.g.constant(v)?.tensor();
-        let values: Vec<i64> = match tensor.dtype() {
-            DType::I64 => tensor.to_vec().ok()?,
-            DType::I32 => tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect(),
-            _ => return None,
-        };
-        Some([*values.iter().min()?, *values.iter().max()?])
     }
 
     /// What a value is made from and rounded to, if it is an f32 that was cast to a 16-bit float and back.

@@ -77,11 +77,7 @@ impl Recovery {
     ) -> Result<RecoveredModel, Error> {
         let all = &recovered.held_out;
         let few = match recovered.interrupted {
-            true => {
-                let batch = all.bound_batch(&self.student.graph).unwrap_or(1);
-                let rows = MEASURED_IF_INTERRUPTED.next_multiple_of(batch);
-                Some(all.spread(rows)?)
-            }
+            true => Some(all.spread(&self.student.graph, MEASURED_IF_INTERRUPTED, 1)?),
             false => None,
         };
         let held_out = few.as_ref().unwrap_or(all);

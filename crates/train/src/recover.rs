@@ -248,7 +248,7 @@ pub fn recover(
     // Attention in another form has no factors to be refitted, and products around it are those of the teacher.
     if options.layers && resumed.is_none() && !trainable::factored(student).is_empty() {
         let mut stage = || -> Result<(), TrainError> {
-            let few = train.spread(METRIC_SAMPLES)?;
+            let few = train.spread(teacher, METRIC_SAMPLES, 1)?;
             let metrics = metrics(
                 &scope.restricted(teacher),
                 (&few, &mask),
@@ -439,7 +439,7 @@ impl Goal<'_> {
         samples: &Samples,
         progress: &dyn Progress,
     ) -> Result<Axes, TrainError> {
-        let few = samples.spread(METRIC_SAMPLES)?;
+        let few = samples.spread(student, METRIC_SAMPLES, 1)?;
         let (backend, threads) = (&self.options.backend, self.options.threads);
         let first_axis = |n: &NodeId| student.ty((*n).into()).extents().and_then(|e| e.first().copied());
         let short = parameters.iter().filter(|n| first_axis(n).is_some_and(|d| d <= LONGEST_AXIS));

@@ -11,7 +11,7 @@ use crate::block::{Block, Left, Right, multiply};
 use crate::conv::{self, Shape};
 use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
-use crate::pack::row_stride;
+use crate::pack::{self, row_stride};
 use crate::params::{argument, from_words, params, to_words};
 use crate::{Class, Phase};
 
@@ -237,17 +237,17 @@ pub(crate) unsafe fn fill<I: Isa>(
         unsafe {
             let to = strip.add(row * width * stride);
             if line >= s.in_size[0] {
-                conv::fill(isa, to, width * stride);
+                pack::fill(isa, to, width * stride);
                 continue;
             }
             let pixel = (image * s.in_size[0] + line) * s.in_size[1];
             let from = argument(args, s.x_at).add(pixel * s.in_channels + channel);
-            conv::fill(isa, to, before * stride);
+            pack::fill(isa, to, before * stride);
             if channels == stride && channels == s.in_channels {
-                conv::copy(isa, from, to.add(before * stride), inside * stride);
+                pack::copy(isa, from, to.add(before * stride), inside * stride);
             } else {
                 for pixel in 0..inside {
-                    conv::copy(
+                    pack::copy(
                         isa,
                         from.add(pixel * s.in_channels),
                         to.add((before + pixel) * stride),
@@ -255,7 +255,7 @@ pub(crate) unsafe fn fill<I: Isa>(
                     );
                 }
             }
-            conv::fill(isa, to.add((before + inside) * stride), (width - before - inside) * stride);
+            pack::fill(isa, to.add((before + inside) * stride), (width - before - inside) * stride);
         }
     }
 }

@@ -334,3 +334,40 @@ pub(crate) unsafe fn copy_matrix<I: Isa>(
         }
     }
 }
+
+/// Copies `n` elements.
+///
+/// # Safety
+/// They are readable and writable, and do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn copy<I: Isa>(isa: I, from: *const f32, to: *mut f32, n: usize) {
+    let whole = n - n % I::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(I::LANES) {
+            isa.store(to.add(i), isa.load(from.add(i)));
+        }
+        if whole < n {
+            let v = isa.merge(isa.splat(0.0), from.add(whole), 0, n - whole);
+            isa.store_first(to.add(whole), n - whole, v);
+        }
+    }
+}
+
+/// Sets `n` elements to zero.
+///
+/// # Safety
+/// They are writable.
+#[inline(always)]
+pub(crate) unsafe fn fill<I: Isa>(isa: I, to: *mut f32, n: usize) {
+    let whole = n - n % I::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(I::LANES) {
+            isa.store(to.add(i), isa.splat(0.0));
+        }
+        if whole < n {
+            isa.store_first(to.add(whole), n - whole, isa.splat(0.0));
+        }
+    }
+}

@@ -183,7 +183,7 @@ pub(crate) fn sampled(
     let part = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let runner = Runner::new(part, measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
-    let few = samples.spread(SAMPLED.next_multiple_of(samples.bound_batch(g).unwrap_or(BATCH)))?;
+    let few = samples.spread(g, SAMPLED, BATCH)?;
     for inputs in few.runs(g, BATCH) {
         let outputs = runner.run(&inputs?)?;
         for (runs, asked) in found.iter_mut().zip(requests).filter(|(_, asked)| !asked.is_empty()) {

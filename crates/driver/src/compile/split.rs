@@ -50,9 +50,8 @@ pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
 /// # Errors
 /// Those of extents that samples have.
 pub(crate) fn enough(job: &Job<'_>, samples: &Samples, rows: usize) -> Result<Samples, DriverError> {
-    let batch = samples.bound_batch(job.graph()).unwrap_or(1);
     let needed = needed(job.graph(), measured(&job.sites), &job.mask, samples, rows)?;
-    samples.spread(needed.next_multiple_of(batch))
+    samples.spread(job.graph(), needed, 1)
 }
 
 /// The numbers of samples to keep, and of `count` to hold out: one at random of each of as many equal stretches, so that

@@ -34,7 +34,7 @@ pub(crate) fn weigh(
     let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.measures_on, &split.calibration);
     let most = rows_of_a_sample(g, measured(sites), &job.mask, samples)?.into_iter().max().unwrap_or(0);
     let wanted = (WEIGHING_ROWS / most.max(1)).clamp(WEIGHING_SAMPLES[0], WEIGHING_SAMPLES[1]);
-    let few = samples.spread(wanted.next_multiple_of(samples.bound_batch(g).unwrap_or(BATCH)))?;
+    let few = samples.spread(g, wanted, BATCH)?;
     let batches = few.runs(g, BATCH).collect::<Result<Vec<_>, _>>()?;
     // One site for each value that errors enter at: the first of the fewest weights that can be replaced with an error. One
     // whose spectrum is exhausted at this size shows none to divide by, though others that end there may.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{KernelCall, Reg};
-use margay_tensor::{DType, Storage};
+use margay_tensor::{DType, Storage, Tensor};
 
 use crate::{Graph, NodeId, Region, Value};
 
@@ -56,6 +56,16 @@ impl Strided {
     pub fn is_contiguous(&self) -> bool {
         is_row_major(&self.shape, &self.strides)
     }
+}
+
+/// The least and the greatest element of a tensor of i64 or i32; `None` for others, and where there are none.
+pub fn range_of_integers(tensor: &Tensor) -> Option<[i64; 2]> {
+    let values: Vec<i64> = match tensor.dtype() {
+        DType::I64 => tensor.to_vec().ok()?,
+        DType::I32 => tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect(),
+        _ => return None,
+    };
+    Some([*values.iter().min()?, *values.iter().max()?])
 }
 
 /// Whether strides walk a shape in row-major order without gaps.

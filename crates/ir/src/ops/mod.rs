@@ -19,7 +19,9 @@ pub use control::*;
 pub use elementwise::*;
 pub use facts::{Elementwise, Facts, Image, IntTensor, Neutral, Parameter, Symbolic, less_or_equal};
 pub use leaf::*;
-pub use lowering::{Cost, Io, Lowered, NotLowered, Strided, View, is_row_major, strides_of};
+pub use lowering::{
+    Cost, Io, Lowered, NotLowered, Strided, View, is_row_major, range_of_integers, strides_of,
+};
 pub use nn::*;
 pub use reduce::*;
 pub use shape::*;

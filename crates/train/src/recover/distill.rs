@@ -41,7 +41,7 @@ impl Teacher {
         batch: usize,
     ) -> Result<Vec<f64>, TrainError> {
         let mut sums: Vec<Spread> = Vec::new();
-        let few = samples.spread(SCALING_SAMPLES.next_multiple_of(batch))?;
+        let few = samples.spread(self.runner.graph(), SCALING_SAMPLES, batch)?;
         for inputs in few.runs(self.runner.graph(), batch) {
             let inputs = inputs?;
             let marks = mask.marks(&inputs);
