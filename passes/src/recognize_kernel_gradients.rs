@@ -11,10 +11,10 @@
 //! }
 //! graph @after(%x: f32[2, 3, 8, 8], %dy: f32[2, 4, 8, 8]) -> (dk: f32[4, 3, 3, 3]) {
 //!   %0 = transpose %x {perm = [1, 0, 2, 3]} : f32[3, 2, 8, 8]
-//!   %1 = transpose %0 {perm = [1, 0, 2, 3]} : f32[2, 3, 8, 8]  // c gradient
-//!   %2 = transpose %dy {perm = [1, 0, 2, 3]} : f32[4, 2, 8, 8]
-//!   %3 = transpose %2 {perm = [1, 0, 2, 3]} : f32[2, 4, 8, 8]  // c gradient
-//!   %4 = conv_kernel_gradient %1, %3 {kernel = [3, 3], pads_before = [1, 1], pads_after = [1, 1]} : f32[4, 3, 3, 3]  // c gradient
+//!   %1 = transpose %dy {perm = [1, 0, 2, 3]} : f32[4, 2, 8, 8]
+//!   %2 = transpose %0 {perm = [1, 0, 2, 3]} : f32[2, 3, 8, 8]  // c gradient
+//!   %3 = transpose %1 {perm = [1, 0, 2, 3]} : f32[2, 4, 8, 8]  // c gradient
+//!   %4 = conv_kernel_gradient %2, %3 {kernel = [3, 3], pads_before = [1, 1], pads_after = [1, 1]} : f32[4, 3, 3, 3]  // c gradient
 //!   %5 = transpose %4 {perm = [1, 0, 2, 3]} : f32[3, 4, 3, 3]  // c gradient
 //!   %6 = transpose %5 {perm = [1, 0, 2, 3]} : f32[4, 3, 3, 3]
 //!   return %6

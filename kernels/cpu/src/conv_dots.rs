@@ -11,7 +11,7 @@ use crate::params::{argument, from_words, params, to_words};
 use crate::{Class, Phase};
 
 params! {
-    /// One convolution: an item is a block of rows of an image and one group.
+    /// One convolution: an item is a block of pixels of an image and one group.
     Params {
         shape: Shape,
         strips: Strips,
@@ -43,7 +43,7 @@ pub(crate) fn phase(class: Class, shape: Shape) -> Option<(Phase, usize)> {
         grain: 1,
     };
     let filters = columns * shape.terms();
-    Some((phase, strips.pixels(&shape) * strips.stride + filters + shape.out_size[1] * columns))
+    Some((phase, strips.pixels(&shape) * strips.stride + filters + strips.block[1] * columns))
 }
 
 /// The version of the contract and the parameters of [`run`].
@@ -74,7 +74,8 @@ pub(crate) unsafe fn run<I: Isa>(
         let sums = filters.add(columns * terms);
         for item in begin as usize..end as usize {
             let (block, group) = (item % blocks, item / blocks);
-            let (image, [first, rows]) = (block / per_image, p.strips.block(s, block % per_image));
+            let (image, place) = (block / per_image, p.strips.place(s, block % per_image));
+            let [[first, rows], [left, width]] = place;
             let channel = group * columns;
             let panel = argument(args, s.filters_at).add(group * terms * PANEL);
             for j in 0..columns {
@@ -83,12 +84,19 @@ pub(crate) unsafe fn run<I: Isa>(
                 }
             }
             let channels = [image, group * s.in_group(), s.in_group()];
-            fill(isa, s, &p.strips, args, channels, [first, rows], scratch);
+            fill(isa, s, &p.strips, args, channels, place, scratch);
             for row in 0..rows {
-                multiply_row(isa, s, &p.strips, scratch, row, filters, sums);
-                let pixel = (image * s.out_size[0] + first + row) * s.out_size[1];
+                multiply_row(isa, s, &p.strips, scratch, [row, width], filters, sums);
+                let pixel = (image * s.out_size[0] + first + row) * s.out_size[1] + left;
                 let at = pixel * s.out_channels + channel;
-                finish(isa, s, sums, argument(args, s.y_at).add(at), s.finish(args, channel, at));
+                finish(
+                    isa,
+                    s,
+                    [width, columns],
+                    sums,
+                    argument(args, s.y_at).add(at),
+                    s.finish(args, channel, at),
+                );
             }
         }
     }
@@ -104,11 +112,11 @@ unsafe fn multiply_row<I: Isa>(
     s: &Shape,
     strips: &Strips,
     strip: *const f32,
-    row: usize,
+    [row, width]: [usize; 2],
     filters: *const f32,
     sums: *mut f32,
 ) {
-    let (width, columns) = (s.out_size[1], s.out_group());
+    let columns = s.out_group();
     let mut column = 0;
     while column < columns {
         let here = match columns - column {
@@ -196,8 +204,14 @@ unsafe fn dots<I: Isa, const M: usize, const N: usize>(
 /// # Safety
 /// The row of the result is writable, and `f` begins at it.
 #[inline(always)]
-unsafe fn finish<I: Isa>(isa: I, s: &Shape, sums: *const f32, y: *mut f32, f: Finish) {
-    let (width, columns) = (s.out_size[1], s.out_group());
+unsafe fn finish<I: Isa>(
+    isa: I,
+    s: &Shape,
+    [width, columns]: [usize; 2],
+    sums: *const f32,
+    y: *mut f32,
+    f: Finish,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         if s.out_channels > 1 {

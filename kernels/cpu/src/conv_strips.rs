@@ -1,6 +1,6 @@
 //! Convolutions over NHWC images as products that read windows where they overlap.
 //!
-//! An item computes a few rows of pixels of one image for a group of panels. It copies the part of the image that their
+//! An item computes a few rows of pixels of one image, or a part of one row, for a group of panels. It copies the part of the image that their
 //! windows reach into scratch, zero outside of the image: a *strip*, in which each pixel is once, where `conv` copies it
 //! for every tap. Windows of neighbours overlap there, so that the terms of a row of pixels are rows of a product whose
 //! distance is that of the windows. Channels go through the strip in blocks that stay in the second level of the cache.
@@ -16,7 +16,7 @@ use crate::params::{argument, from_words, params, to_words};
 use crate::{Class, Phase};
 
 params! {
-    /// One convolution: an item is a block of rows of an image and of panels of one group.
+    /// One convolution: an item is a block of pixels of an image and of panels of one group.
     Params {
         shape: Shape,
         strips: Strips,
@@ -27,8 +27,8 @@ params! {
 params! {
     /// How images are cut into strips.
     Strips {
-        /// Rows of the result of a block.
-        rows: usize,
+        /// Rows and columns of the result of a block.
+        block: [usize; 2],
         /// Input channels of a block.
         channels: usize,
         /// Distance between pixels of a strip.
@@ -36,8 +36,14 @@ params! {
     }
 }
 
-/// Most pixels of a block, unless one row has more.
+/// Most pixels of a block of several rows.
 const BLOCK_PIXELS: usize = 256;
+
+/// Most pixels of a row of a block.
+const BLOCK_COLUMNS: usize = 512;
+
+/// A part of the result: the first row or column, and how many.
+type Part = [usize; 2];
 
 /// Elements of a strip.
 const STRIP: usize = 1 << 16;
@@ -51,42 +57,50 @@ const LEAST_TERMS: usize = 24;
 impl Strips {
     /// Strips of whole channels where these fit.
     pub(crate) fn new(s: &Shape) -> Strips {
-        let rows = even(s.out_size[0], (BLOCK_PIXELS / s.out_size[1].max(1)).max(1));
-        let whole = Strips { rows, channels: s.in_group(), stride: s.in_group() };
+        let columns = even(s.out_size[1], BLOCK_COLUMNS);
+        let block = [even(s.out_size[0], (BLOCK_PIXELS / columns).max(1)), columns];
+        let whole = Strips { block, channels: s.in_group(), stride: s.in_group() };
         let most = (STRIP / whole.pixels(s).max(1)).max(PANEL / 2);
         let channels = even(s.in_group(), most).next_multiple_of(PANEL / 2).min(s.in_group());
         // Neighbours at a power of two would push each other out of the cache.
         match channels == s.in_group() && !channels.is_multiple_of(256) {
             true => whole,
-            false => Strips { rows, channels, stride: row_stride(channels) },
+            false => Strips { block, channels, stride: row_stride(channels) },
         }
     }
 
-    /// Rows and columns of the strip of so many rows of the result.
+    /// What windows of so many rows, or columns, of the result reach.
     #[inline(always)]
-    fn size(s: &Shape, rows: usize) -> [usize; 2] {
-        let reach = |axis: usize, n: usize| {
-            n.saturating_sub(1) * s.strides[axis] + (s.kernel[axis] - 1) * s.dilations[axis] + 1
-        };
-        [reach(0, rows), reach(1, s.out_size[1])]
+    fn reach(s: &Shape, axis: usize, count: usize) -> usize {
+        count.saturating_sub(1) * s.strides[axis] + (s.kernel[axis] - 1) * s.dilations[axis] + 1
+    }
+
+    /// Columns of the strip of a block.
+    #[inline(always)]
+    fn width(&self, s: &Shape) -> usize {
+        Strips::reach(s, 1, self.block[1])
     }
 
     /// Pixels of the strip of a block.
     pub(crate) fn pixels(&self, s: &Shape) -> usize {
-        Strips::size(s, self.rows).into_iter().product()
+        Strips::reach(s, 0, self.block[0]) * self.width(s)
     }
 
     /// Blocks of an image.
     #[inline(always)]
     pub(crate) fn blocks(&self, s: &Shape) -> usize {
-        s.out_size[0].div_ceil(self.rows)
+        s.out_size[0].div_ceil(self.block[0]) * s.out_size[1].div_ceil(self.block[1])
     }
 
-    /// The rows of a block: the first one, and how many.
+    /// The rows and the columns of a block of an image.
     #[inline(always)]
-    pub(crate) fn block(&self, s: &Shape, block: usize) -> [usize; 2] {
-        let first = block * self.rows;
-        [first, self.rows.min(s.out_size[0] - first)]
+    pub(crate) fn place(&self, s: &Shape, block: usize) -> [Part; 2] {
+        let across = s.out_size[1].div_ceil(self.block[1]);
+        let part = |axis: usize, number: usize| {
+            let first = number * self.block[axis];
+            [first, self.block[axis].min(s.out_size[axis] - first)]
+        };
+        [part(0, block / across), part(1, block % across)]
     }
 
     /// Taps of a row of the kernel that are one run of terms.
@@ -101,8 +115,7 @@ impl Strips {
     #[inline(always)]
     pub(crate) fn window(&self, s: &Shape, row: usize, tap: usize) -> [usize; 2] {
         let (ky, kx) = (tap / s.kernel[1], tap % s.kernel[1]);
-        let width = Strips::size(s, 1)[1];
-        let pixel = (row * s.strides[0] + ky * s.dilations[0]) * width + kx * s.dilations[1];
+        let pixel = (row * s.strides[0] + ky * s.dilations[0]) * self.width(s) + kx * s.dilations[1];
         [pixel * self.stride, s.strides[1] * self.stride]
     }
 }
@@ -158,15 +171,15 @@ pub(crate) unsafe fn run<I: Isa>(
             // Blocks vary fastest: consecutive items read the same filters.
             let (block, rest) = (item % blocks, item / blocks);
             let (part, group) = (rest % parts, rest / parts);
-            let (image, rows) = (block / per_image, p.strips.block(s, block % per_image));
+            let (image, place) = (block / per_image, p.strips.place(s, block % per_image));
             let panels = group * in_group + part * p.panels;
             let panels = panels..(panels + p.panels).min((group + 1) * in_group);
             let mut done = 0;
             while done < s.in_group() {
                 let channels = p.strips.channels.min(s.in_group() - done);
-                fill(isa, s, &p.strips, args, [image, group * s.in_group() + done, channels], rows, scratch);
+                fill(isa, s, &p.strips, args, [image, group * s.in_group() + done, channels], place, scratch);
                 for panel in panels.clone() {
-                    add_panel(isa, s, &p.strips, args, scratch, image, rows, [done, channels], panel);
+                    add_panel(isa, s, &p.strips, args, scratch, image, place, [done, channels], panel);
                 }
                 done += channels;
             }
@@ -187,7 +200,7 @@ unsafe fn add_panel<I: Isa>(
     args: *const *mut u8,
     strip: *const f32,
     image: usize,
-    [first, rows]: [usize; 2],
+    [[first, rows], [left, columns]]: [Part; 2],
     [done, channels]: [usize; 2],
     panel: usize,
 ) {
@@ -202,18 +215,18 @@ unsafe fn add_panel<I: Isa>(
                 Right { at: argument(args, s.filters_at).add(term * PANEL), stride: s.terms() * PANEL, cols };
             for row in 0..rows {
                 let [at, stride] = strips.window(s, row, tap);
-                let left = Left { at: strip.add(at), stride, rows: s.out_size[1] };
-                let pixel = (image * s.out_size[0] + first + row) * s.out_size[1];
+                let a = Left { at: strip.add(at), stride, rows: columns };
+                let pixel = (image * s.out_size[0] + first + row) * s.out_size[1] + left;
                 let at = pixel * s.out_channels + channel;
                 let y = Block { at: argument(args, s.y_at).add(at), stride: s.out_channels };
                 let finish = s.finish(args, channel, at);
-                multiply(isa, taps * channels, left, right, y, tap + done > 0, last.then_some(&finish));
+                multiply(isa, taps * channels, a, right, y, tap + done > 0, last.then_some(&finish));
             }
         }
     }
 }
 
-/// Fills a strip with `channels` channels of an image from `channel` on, as far as windows of the rows reach.
+/// Fills a strip with `channels` channels of an image from `channel` on, as far as windows of a block reach.
 ///
 /// # Safety
 /// `args` are those of the call; the strip has room.
@@ -224,23 +237,25 @@ pub(crate) unsafe fn fill<I: Isa>(
     strips: &Strips,
     args: *const *mut u8,
     [image, channel, channels]: [usize; 3],
-    [first, rows]: [usize; 2],
+    [[first, rows], [left, columns]]: [Part; 2],
     strip: *mut f32,
 ) {
-    let (stride, [height, width]) = (strips.stride, Strips::size(s, rows));
-    // Pixels before the image, and inside of it.
-    let before = s.pads[1].min(width);
-    let inside = (s.in_size[1] + before).min(width) - before;
-    for row in 0..height {
+    let (stride, width) = (strips.stride, strips.width(s));
+    // Pixels that windows reach: before the image, inside of it, from one on, and in all.
+    let (begin, count) = (left * s.strides[1], Strips::reach(s, 1, columns));
+    let before = s.pads[1].saturating_sub(begin).min(count);
+    let start = (begin + before).saturating_sub(s.pads[1]).min(s.in_size[1]);
+    let inside = (s.in_size[1] - start).min(count - before);
+    for row in 0..Strips::reach(s, 0, rows) {
         let line = (first * s.strides[0] + row).wrapping_sub(s.pads[0]);
         // SAFETY: what is read lies inside of the image, what is written in the row of the strip.
         unsafe {
             let to = strip.add(row * width * stride);
             if line >= s.in_size[0] {
-                pack::fill(isa, to, width * stride);
+                pack::fill(isa, to, count * stride);
                 continue;
             }
-            let pixel = (image * s.in_size[0] + line) * s.in_size[1];
+            let pixel = (image * s.in_size[0] + line) * s.in_size[1] + start;
             let from = argument(args, s.x_at).add(pixel * s.in_channels + channel);
             pack::fill(isa, to, before * stride);
             if channels == stride && channels == s.in_channels {
@@ -255,7 +270,7 @@ pub(crate) unsafe fn fill<I: Isa>(
                     );
                 }
             }
-            pack::fill(isa, to.add((before + inside) * stride), (width - before - inside) * stride);
+            pack::fill(isa, to.add((before + inside) * stride), (count - before - inside) * stride);
         }
     }
 }

@@ -270,7 +270,11 @@ fn long_rows_and_few_output_channels_agree() {
                 {
                     let channels = [2, groups * in_group, groups * out_group, groups];
                     let pads = [[1, 2], [random.below(3), random.below(3)]];
-                    let size = [6 + random.below(4), 15 + random.below(12)];
+                    // Some rows are longer than a block.
+                    let size = match in_group == 8 && out_group != 5 {
+                        true => [5, 1030 + random.below(300)],
+                        false => [6 + random.below(4), 15 + random.below(12)],
+                    };
                     let mut c = padded(channels, size, kernel, [strides, dilations], pads).unwrap();
                     c.epilogue = Epilogue {
                         bias: random.below(2) == 1,
