@@ -159,7 +159,6 @@ impl Pipeline {
             PipelineItem::Run(Box::new(MergeDuplicates)),
             PipelineItem::Run(Box::new(RecognizeLayerNorm)),
             PipelineItem::Run(Box::new(RecognizeGelu)),
-            PipelineItem::Run(Box::new(RecognizeKernelGradients)),
             PipelineItem::Run(Box::new(RecognizeSilu)),
             PipelineItem::Run(Box::new(RecognizePiecewise)),
             PipelineItem::Run(Box::new(RecognizeAttention)),
@@ -186,6 +185,7 @@ impl Pipeline {
             PipelineItem::Run(Box::new(ExpandSketches)),
             PipelineItem::Run(Box::new(ExpandRecurrences)),
             PipelineItem::Run(Box::new(RecognizeIntegerProducts)),
+            PipelineItem::Run(Box::new(RecognizeKernelGradients)),
             PipelineItem::Run(match preferences.features_in_attention {
                 true => Box::new(RecognizeFeatureAttention),
                 false => Box::new(ExpandFeatureAttention),

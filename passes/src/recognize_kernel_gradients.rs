@@ -21,12 +21,14 @@
 //! }
 //! ```
 //!
-//! Every convolution of one group is such a derivative; it is taken for one where its kernel is computed and has more taps than
-//! its result has places. Not where extents are open, since nothing tells then which of both it is.
+//! A convolution of one group whose windows leave no room for more places is such a derivative; it is taken for one where its
+//! kernel is computed and has more taps than its result has places. Not where spatial extents are open, since nothing tells then
+//! which of both it is, and not of f64. The derivative has no derivatives itself: this comes behind all that takes some.
 
 use margay_ir::ops::{Conv, ConvKernelGradient, ImageLayout, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Verdict};
+use margay_tensor::DType;
 
 /// Finds derivatives of convolutions by their kernels.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,7 +74,8 @@ fn found(g: &Graph, n: NodeId) -> Option<ConvKernelGradient> {
         return None;
     };
     let [x, k] = g.inputs_of(n)[..] else { return None };
-    if !g.ty(x).dtype.is_float() || g.constant(k).is_some() {
+    // Only the convolution itself has code for f64.
+    if !matches!(g.ty(x).dtype, DType::F32 | DType::F16 | DType::BF16) || g.constant(k).is_some() {
         return None;
     }
     let spatial = |v| g.ty(v).shape[2..].iter().map(|d| d.as_extent()).collect::<Option<Vec<usize>>>();

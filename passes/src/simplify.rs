@@ -25,6 +25,8 @@ use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
 };
 
+use margay_tensor::DType;
+
 use crate::matching::{both_orders, scalar};
 
 /// Removes identities and joins chains.
@@ -110,11 +112,12 @@ fn join_transposes(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
     Ok(Verdict::Rewrite(patch))
 }
 
-/// x² as x · x, which is what it rounds to.
+/// x² as x · x, which is what it rounds to; in f64 a power may err in its last bit.
 fn square_by_product(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
     let Op::Pow(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let [x, exponent] = both_orders(g, n.into())[0];
-    if scalar(g, exponent) != Some(2.0) || g.ty(x) != g.ty(n.into()) {
+    let is_square = scalar(g, exponent) == Some(2.0) && g.ty(x) == g.ty(n.into());
+    if !is_square || g.ty(x).dtype == DType::F64 {
         return Ok(Verdict::NoMatch);
     }
     let mut patch = Patch::new();

@@ -43,7 +43,8 @@ pub(crate) struct PortAreas {
 impl Executable {
     /// Loads the code of an artifact for the processor. **It is run as it is: load only what you trust.**
     ///
-    /// Constants stay in the mapped file. Their hashes are not checked; see [`Artifact::verify_weights`].
+    /// Constants stay in the mapped file. Their hashes are not checked, but for those of
+    /// [positions](Artifact::verify_positions); see [`Artifact::verify_weights`].
     pub fn from_artifact(artifact: &Artifact) -> Result<Executable, RunError> {
         Executable::from_artifact_on(artifact, &[Arc::new(CpuDevice)])
     }
@@ -53,6 +54,7 @@ impl Executable {
         artifact: &Artifact,
         devices: &[Arc<dyn Device>],
     ) -> Result<Executable, RunError> {
+        artifact.verify_positions()?;
         let (map, range) = artifact.weights_map();
         let description = Arc::clone(artifact.description());
         let weights = Weights { map, range };

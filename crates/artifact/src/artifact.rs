@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use margay_loops::Backend;
-use margay_tensor::{Map, StoredTensor, Tensor};
+use margay_tensor::{DType, Map, StoredTensor, Tensor};
 
 use crate::header::{Header, Section};
 use crate::wire::{self, Limits};
@@ -98,6 +98,15 @@ impl Artifact {
     /// Checks the hash of every constant; reads the whole weights section.
     pub fn verify_weights(&self) -> Result<(), ArtifactError> {
         self.description.constants.iter().try_for_each(|c| self.constant_bytes(c).map(drop))
+    }
+
+    /// Checks the hash of every constant of i64 or i32: code may read memory at positions that such a constant holds.
+    ///
+    /// # Errors
+    /// As [`verify_weights`](Artifact::verify_weights).
+    pub fn verify_positions(&self) -> Result<(), ArtifactError> {
+        let positions = |c: &&StoredConstant| matches!(c.dtype, DType::I64 | DType::I32);
+        self.description.constants.iter().filter(positions).try_for_each(|c| self.constant_bytes(c).map(drop))
     }
 
     /// The stored bytes of a constant of this artifact, checked.

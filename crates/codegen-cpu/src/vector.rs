@@ -24,6 +24,9 @@ pub(crate) const UNROLL: i64 = 4;
 /// Tiles beside each other in a block of them.
 pub(crate) const TILES: i64 = 4;
 
+/// Blocks of tiles that keep several threads busy.
+const MANY_BLOCKS: usize = 16;
+
 /// The registers that vary.
 pub(crate) type Varying = Rc<HashSet<Reg>>;
 
@@ -115,7 +118,14 @@ pub(crate) fn block(kernel: &Kernel) -> usize {
     let loops: Vec<LoopView<'_>> = kernel.parallel_nest().1.into_iter().filter_map(LoopView::of).collect();
     match loops.as_slice() {
         [_] => (LANES * UNROLL) as usize,
-        [.., outer, inner] if tile(kernel, *outer, *inner).is_some() => (LANES * TILES) as usize,
+        [.., outer, inner] if tile(kernel, *outer, *inner).is_some() => {
+            // Of few rows a block is no more than a tile, so that there are several.
+            let rows = loops[..loops.len() - 1]
+                .iter()
+                .try_fold(1, |rows: usize, l| Some(rows.saturating_mul(l.extent?)));
+            let few = rows.is_some_and(|rows| rows < MANY_BLOCKS * (LANES * TILES) as usize);
+            (if few { LANES } else { LANES * TILES }) as usize
+        }
         _ => 1,
     }
 }

@@ -235,7 +235,8 @@ impl Grouper<'_, '_, '_> {
             }
             if let Some(constant) = self.g.constant(v) {
                 shown.storage = if form.stored { constant.storage() } else { shown.storage };
-                shown.range = range_of_integers(constant.tensor());
+                let read = constant.storage().is_plain(self.g.ty(v).dtype).then(|| constant.tensor());
+                shown.range = read.and_then(range_of_integers);
             }
         }
         Ok(io)

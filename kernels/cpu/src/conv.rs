@@ -6,7 +6,8 @@
 //!
 //! An item computes a block of pixels for a group of panels. It walks over the terms in blocks that stay in the cache:
 //! copies the runs of its pixels into scratch, zero outside of the image, then multiplies. A 1x1 convolution needs no
-//! copies; of one group it is a matrix product as it stands. Convolutions with one channel per group go to `depthwise`.
+//! copies; of one group it is a matrix product as it stands. Convolutions with one channel per group go to `depthwise`,
+//! those to a few channels to `conv_dots`, and those of windows that overlap in long rows to `conv_strips`.
 //!
 //! Layout `f32_taps32_gG` of filters O, C, h, w of G groups: `[panel][h][w][C][32]`. The output channels of a group fill
 //! its panels one after the other, the last one with zeros after them. Layout `f32_points32` of filters O, C, 1, 1 of one

@@ -26,7 +26,7 @@ const SUM: usize = 8;
 
 /// How a class runs a convolution, and the elements of its scratch; `None` where products are better.
 pub(crate) fn phase(class: Class, shape: Shape) -> Option<(Phase, usize)> {
-    let (strips, columns) = (Strips::new(&shape), shape.out_group());
+    let (strips, columns) = (Strips::new(&shape)?, shape.out_group());
     if columns > MOST || strips.channels < shape.in_group() {
         return None;
     }

@@ -45,8 +45,11 @@ const BLOCK_COLUMNS: usize = 512;
 /// A part of the result: the first row or column, and how many.
 type Part = [usize; 2];
 
-/// Elements of a strip.
+/// Elements of a strip that stays in the cache, unless so few channels as are worth it have more.
 const STRIP: usize = 1 << 16;
+
+/// Most elements of a strip, in multiples of [`STRIP`].
+const MOST_STRIPS: usize = 4;
 
 /// Pixels of a row below which tiles of rows are too low.
 const LEAST_ROW: usize = 8;
@@ -55,18 +58,23 @@ const LEAST_ROW: usize = 8;
 const LEAST_TERMS: usize = 24;
 
 impl Strips {
-    /// Strips of whole channels where these fit.
-    pub(crate) fn new(s: &Shape) -> Strips {
+    /// Strips of whole channels where these fit; `None` where they would be far larger than the cache, or than copies for every tap
+    /// together, as for taps far apart.
+    pub(crate) fn new(s: &Shape) -> Option<Strips> {
         let columns = even(s.out_size[1], BLOCK_COLUMNS);
         let block = [even(s.out_size[0], (BLOCK_PIXELS / columns).max(1)), columns];
         let whole = Strips { block, channels: s.in_group(), stride: s.in_group() };
         let most = (STRIP / whole.pixels(s).max(1)).max(PANEL / 2);
         let channels = even(s.in_group(), most).next_multiple_of(PANEL / 2).min(s.in_group());
         // Neighbours at a power of two would push each other out of the cache.
-        match channels == s.in_group() && !channels.is_multiple_of(256) {
+        let strips = match channels == s.in_group() && !channels.is_multiple_of(256) {
             true => whole,
             false => Strips { block, channels, stride: row_stride(channels) },
-        }
+        };
+        let pixels = strips.pixels(s);
+        let fits = pixels <= block[0] * block[1] * s.taps()
+            && pixels.saturating_mul(strips.stride) <= MOST_STRIPS * STRIP;
+        fits.then_some(strips)
     }
 
     /// What windows of so many rows, or columns, of the result reach.
@@ -83,7 +91,7 @@ impl Strips {
 
     /// Pixels of the strip of a block.
     pub(crate) fn pixels(&self, s: &Shape) -> usize {
-        Strips::reach(s, 0, self.block[0]) * self.width(s)
+        Strips::reach(s, 0, self.block[0]).saturating_mul(self.width(s))
     }
 
     /// Blocks of an image.
@@ -106,7 +114,7 @@ impl Strips {
     /// Taps of a row of the kernel that are one run of terms.
     #[inline(always)]
     pub(crate) fn joined(&self, s: &Shape) -> usize {
-        let together = self.stride == s.in_group() && s.dilations[1] == 1;
+        let together = [self.channels, self.stride] == [s.in_group(); 2] && s.dilations[1] == 1;
         if together { s.kernel[1] } else { 1 }
     }
 
@@ -127,7 +135,7 @@ pub(crate) fn phase(class: Class, shape: Shape) -> Option<(Phase, usize)> {
     if apart || shape.out_size[1] < LEAST_ROW {
         return None;
     }
-    let strips = Strips::new(&shape);
+    let strips = Strips::new(&shape)?;
     if strips.joined(&shape) * strips.channels < LEAST_TERMS {
         return None;
     }

@@ -4,7 +4,7 @@ mod harness;
 
 use harness::random::Random;
 use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
-use margay_kernels_cpu::Class;
+use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::{Activation, Conv, ConvKernelGradient, Epilogue, KernelCall, ProductTypes};
 
 fn inputs(c: &Conv, random: &mut Random) -> Vec<Vec<f32>> {
@@ -286,6 +286,24 @@ fn long_rows_and_few_output_channels_agree() {
                     check(class, &c, &inputs(&c, &mut random));
                 }
             }
+        }
+    }
+}
+
+/// Between taps that are far apart lie pixels that nothing reads: no copy of them is made.
+#[test]
+fn taps_far_apart_take_no_more_room() {
+    let far = 1 << 20;
+    for class in classes() {
+        for (channels, kernel, dilations, size) in [
+            ([1, 4, 1, 1], [2, 2], [far, far], [8, 8]),
+            ([1, 8, 16, 1], [2, 3], [far, 1], [8, 512]),
+            ([1, 8, 16, 1], [3, 3], [64, 64], [65, 65]),
+        ] {
+            let pads = [dilations[0] * (kernel[0] - 1), dilations[1] * (kernel[1] - 1)];
+            let c = padded(channels, size, kernel, [[1, 1], dilations], [pads, [0, 0]]).unwrap();
+            let prepared = CpuTarget::new(class).prepare(&KernelCall::Conv(c)).unwrap();
+            assert!(prepared.scratch_bytes <= 1 << 20, "{} bytes", prepared.scratch_bytes);
         }
     }
 }

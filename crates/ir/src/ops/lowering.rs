@@ -24,7 +24,7 @@ pub struct Strided {
     pub rounded: DType,
     /// Distance between neighbours along each axis, in elements.
     pub strides: Vec<i64>,
-    /// The least and the greatest element, where they are known: for constants of whole numbers.
+    /// The least and the greatest element, where they are known: for constants of i64 and i32.
     pub range: Option<[i64; 2]>,
 }
 
@@ -60,12 +60,16 @@ impl Strided {
 
 /// The least and the greatest element of a tensor of i64 or i32; `None` for others, and where there are none.
 pub fn range_of_integers(tensor: &Tensor) -> Option<[i64; 2]> {
-    let values: Vec<i64> = match tensor.dtype() {
-        DType::I64 => tensor.to_vec().ok()?,
-        DType::I32 => tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect(),
-        _ => return None,
+    let ends = |values: &mut dyn Iterator<Item = i64>| {
+        values.fold(None, |found: Option<[i64; 2]>, v| {
+            Some(found.map_or([v, v], |[least, greatest]| [least.min(v), greatest.max(v)]))
+        })
     };
-    Some([*values.iter().min()?, *values.iter().max()?])
+    match tensor.dtype() {
+        DType::I64 => ends(&mut tensor.as_slice::<i64>().ok()?.iter().copied()),
+        DType::I32 => ends(&mut tensor.as_slice::<i32>().ok()?.iter().map(|v| i64::from(*v))),
+        _ => None,
+    }
 }
 
 /// Whether strides walk a shape in row-major order without gaps.

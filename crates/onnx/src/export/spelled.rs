@@ -1,5 +1,5 @@
-//! Operators that ONNX lacks, spelled as others: those of backward passes of convolutional networks as windows, products and sums
-//! of windows, recurrences that are no layer of ONNX as loops, sketches as products and lookups, causal linear attention of many
+//! Operators that ONNX lacks, spelled as others: those of backward passes of convolutional networks as convolutions with axes
+//! exchanged, windows, products and sums of windows, recurrences that are no layer of ONNX as loops, sketches as products and lookups, causal linear attention of many
 //! positions as sums over chunks of them.
 
 use margay_ir::ops::{
